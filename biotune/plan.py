@@ -111,7 +111,7 @@ def _positive(block: str, multiplier: object) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of one plan after it was tried. Equal fitness is ordered by the fields below it.
+    """What is known of one plan after it was tried.
 
     Attributes:
         fitness: 1 − mean best validation accuracy, in [0, 1] for accuracies; minimised.

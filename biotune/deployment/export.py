@@ -1,0 +1,105 @@
+"""Write a classifier as one ONNX graph: raw pixels in, probabilities out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from biotune.data.transforms import normalise, resize
+from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.checkpoints import ModelCard
+
+OPSET = 20
+
+
+class Classifier(nn.Module):
+    """The network with everything that surrounded it in training: resize, normalise, softmax.
+
+    Args:
+        backbone: fine-tuned; put in evaluation mode and on the CPU.
+        image_size: that it was trained at, in pixels.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int) -> None:
+        super().__init__()
+        self.network = backbone.network.cpu().eval()
+        self._mean, self._std = backbone.mean, backbone.std
+        self._size = image_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class probabilities.
+
+        Args:
+            image: uint8 [batch, height, width, 3], any height and width.
+
+        Returns:
+            float32 [batch, classes], rows sum to 1.
+        """
+        pixels = normalise(resize(image, self._size), self._mean, self._std)
+        logits: Tensor = self.network(pixels)
+        return logits.softmax(dim=1)
+
+
+def export_onnx(backbone: Backbone, card: ModelCard, path: Path) -> None:
+    """Write ``path``: input ``image``, output ``probabilities``, all its weights inside.
+
+    Its metadata holds ``classes`` (a JSON list, in the order of the outputs), ``plan``,
+    ``backbone`` and ``image_size``.
+
+    Args:
+        backbone: fine-tuned.
+        card: what it is.
+        path: to write; overwritten.
+    """
+    classifier = Classifier(backbone, card.image_size).eval()
+    # A batch of two: the exporter may take a batch of one for a constant (pytorch #157621).
+    example = torch.zeros(2, card.image_size + 8, card.image_size + 16, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, not the user's concern
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"image": {0: "batch", 1: "height", 2: "width"}},
+            input_names=["image"],
+            output_names=["probabilities"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    model = program.model_proto
+    _strip_debug_metadata(model)
+    onnx.helper.set_model_props(
+        model,
+        {
+            "classes": json.dumps(list(card.classes), ensure_ascii=False),
+            "plan": card.plan.to_json(),
+            "backbone": card.backbone,
+            "image_size": str(card.image_size),
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, path)
+
+
+def _strip_debug_metadata(model: onnx.ModelProto) -> None:
+    """The exporter notes source paths of this machine and stack traces in most nodes."""
+    graphs: Iterable[onnx.GraphProto | onnx.FunctionProto] = (model.graph, *model.functions)
+    for graph in graphs:
+        del graph.metadata_props[:]
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in graph.value_info:
+            del value.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]

@@ -1,0 +1,27 @@
+"""The evolutionary search over fine-tuning plans; needs numpy and nothing else.
+
+>>> from biotune.evolution import BioTune
+>>> search = BioTune(["stem", "layer1", "head"], population=4, generations=1, elites=1)
+>>> candidate = search.ask()[0]
+>>> candidate.origin, str(candidate.plan)
+('recipe:full 1x', 'stem=1x layer1=1x head=1x')
+"""
+
+from biotune.evolution.candidate import Candidate
+from biotune.evolution.genome import Genome, HeadMode, decode
+from biotune.evolution.optimizer import BioTune, ReproductionMode
+from biotune.evolution.recipes import Recipe, recipes
+from biotune.plan import Evaluation, FineTunePlan
+
+__all__ = [
+    "BioTune",
+    "Candidate",
+    "Evaluation",
+    "FineTunePlan",
+    "Genome",
+    "HeadMode",
+    "Recipe",
+    "ReproductionMode",
+    "decode",
+    "recipes",
+]

@@ -1,0 +1,311 @@
+"""The evolutionary search over fine-tuning plans, as ask and tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from biotune.evolution.candidate import Candidate, Individual, by_rank, ranked_population
+from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
+from biotune.evolution.operators import exploit
+from biotune.evolution.recipes import recipes
+from biotune.evolution.reproduction import reproduce, without_beaten_parents
+from biotune.plan import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+ReproductionMode = Literal["batch", "sequential"]
+"""``batch``: all children of a generation are asked for at once.
+``sequential``: one at a time, and a parent that is worse than its child has no further children,
+as published."""
+
+
+class BioTune:
+    """Evolves which blocks to freeze and how fast the others learn (Davila et al., IEEE Access 13,
+    2025, doi 10.1109/ACCESS.2025.3587524).
+
+    The optimizer never evaluates: :meth:`ask` for candidates, score their plans as you like, and
+    :meth:`tell` the results. All it does is a function of its arguments and of the fitness told
+    for each candidate. The order in which candidates are told does not matter.
+
+    Args:
+        blocks: names of the network's blocks in forward order, the classifier head last.
+        population: N, individuals in a generation; at least 2.
+        generations: G, generations after the initial population.
+        elites: E, individuals that survive a generation and are exploited; 1 to N−1.
+        seed: of the one random generator.
+        folds: N_F, data folds; generation g is scored on fold g modulo N_F.
+        head: see :data:`~biotune.evolution.genome.HeadMode`.
+        seed_recipes: open the initial population with known recipes, up to half of it.
+        rescore_elites: with several folds, score the elites again on the new fold, so that scores
+            of different folds are never compared.
+        reproduction: see :data:`ReproductionMode`.
+
+    Raises:
+        ValueError: for settings outside these ranges.
+
+    >>> search = BioTune(["stem", "layer1", "head"], population=4, generations=2, elites=1)
+    >>> while not search.done:
+    ...     for candidate in search.ask():
+    ...         search.tell(candidate, fitness=0.1 * len(candidate.plan.frozen_blocks))
+    >>> search.best.fitness
+    0.0
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[str],
+        population: int = 10,
+        generations: int = 10,
+        elites: int = 3,
+        seed: int = 0,
+        folds: int = 1,
+        head: HeadMode = "evolved",
+        seed_recipes: bool = True,
+        rescore_elites: bool = True,
+        reproduction: ReproductionMode = "batch",
+    ) -> None:
+        _check_blocks(blocks)
+        _check_at_least("population", population, 2)
+        _check_at_least("generations", generations, 0)
+        _check_at_least("elites", elites, 1)
+        if elites >= population:
+            raise ValueError(f"elites must be fewer than the population {population}, got {elites}")
+        _check_at_least("seed", seed, 0)
+        _check_at_least("folds", folds, 1)
+        _check_one_of("head", head, HEAD_MODES)
+        _check_one_of("reproduction", reproduction, get_args(ReproductionMode))
+        self.blocks = tuple(blocks)
+        self.population = population
+        self.generations = generations
+        self.elites = elites
+        self.seed = seed
+        self.folds = folds
+        self.head: HeadMode = head
+        self.seed_recipes = seed_recipes
+        self.rescore_elites = rescore_elites
+        self.reproduction: ReproductionMode = reproduction
+
+        self._rng = np.random.default_rng(seed)
+        self._candidates: dict[int, Candidate] = {}
+        self._generation = 0
+        self._ranking: list[Individual] = []  # of the last complete generation, best first
+        self._mating_pool: list[Individual] = []  # sorted best first
+        self._next_ranking: list[Individual] = []  # of this generation, as far as it is told
+        self._exploiting = False  # whether the batch is exploitation or reproduction
+        self._batch: list[Individual] = self._initial_population()
+
+    @property
+    def done(self) -> bool:
+        """Whether every candidate of every generation is told."""
+        return not self._batch
+
+    @property
+    def generation(self) -> int:
+        """The generation that is being scored; the last one when done."""
+        return self._generation
+
+    @property
+    def planned_evaluations(self) -> int:
+        """How many candidates a whole search asks for: N + G·(2E + N − E), and G·E re-scorings."""
+        per_generation = self.elites + self.population
+        if self._rescoring:
+            per_generation += self.elites
+        return self.population + self.generations * per_generation
+
+    def ask(self) -> list[Candidate]:
+        """Every candidate that may be scored now and is not told yet; the same until told."""
+        return [one.candidate for one in self._batch if one.candidate.evaluation is None]
+
+    def tell(self, candidate: Candidate, fitness: float | Evaluation) -> None:
+        """Report how a candidate did.
+
+        Args:
+            candidate: one that :meth:`ask` returned.
+            fitness: a finite number, lower is better, such as 1 − validation accuracy; or an
+                :class:`~biotune.plan.Evaluation`, which can also say that a run failed. A failed
+                or stopped run ranks after every finished one.
+
+        Raises:
+            ValueError: for a candidate of another search, one that was told before, or a fitness
+                that is not a finite number.
+        """
+        known = self._candidates.get(candidate.id)
+        if known is None or replace(known, evaluation=None) != replace(candidate, evaluation=None):
+            raise ValueError(f"expected a candidate that this search asked for, got {candidate}")
+        if known.evaluation is not None:
+            raise ValueError(
+                f"candidate {known.id} was told before: expected fitness "
+                f"{known.fitness} to stay, got {fitness}"
+            )
+        told = replace(known, evaluation=_evaluation(known.id, fitness))
+        self._candidates[told.id] = told
+        self._batch = [
+            one.succeeded_by(told) if one.candidate.id == told.id else one for one in self._batch
+        ]
+        if not self.ask():
+            self._advance()
+
+    @property
+    def history(self) -> list[Candidate]:
+        """All candidates told so far, in the order of their ids. Scores of different folds are
+        not comparable; see :attr:`ranked`."""
+        return [one for one in self._candidates.values() if one.evaluation is not None]
+
+    @property
+    def ranked(self) -> list[Candidate]:
+        """The candidates that may be compared, best first; failed and stopped runs come last.
+
+        With one fold these are all that were told. With several, they are those of the last
+        generation that is told completely, because its scores share a fold (as published, without
+        ``rescore_elites``, also its elites with their old scores); until there is one, those of
+        the initial population.
+        """
+        told = self.history
+        if self.folds > 1 and self._ranking:
+            complete = self._generation if self.done else self._generation - 1
+            survivors = {one.candidate.id for one in self._ranking}
+            told = [one for one in told if one.generation == complete or one.id in survivors]
+        return sorted(told, key=lambda one: one.rank_key)
+
+    @property
+    def best(self) -> Candidate:
+        """The first of :attr:`ranked`.
+
+        Raises:
+            ValueError: if no candidate was told yet.
+        """
+        ranked = self.ranked
+        if not ranked:
+            raise ValueError("expected at least one told candidate, got none; tell one first")
+        return ranked[0]
+
+    @property
+    def _rescoring(self) -> bool:
+        return self.folds > 1 and self.rescore_elites
+
+    def _advance(self) -> None:
+        """Take the next step, now that the whole batch is told."""
+        batch, self._batch = self._batch, []
+        if self._exploiting:
+            self._exploiting = False
+            self._select_survivors(batch)
+        else:
+            self._next_ranking = self._next_ranking + batch
+            if self.reproduction == "sequential":
+                for child in batch:
+                    self._mating_pool = without_beaten_parents(
+                        self._mating_pool, child, same_fold=self._rescoring
+                    )
+        missing = self.population - len(self._next_ranking)
+        if missing:
+            self._batch = self._offspring(1 if self.reproduction == "sequential" else missing)
+            return
+        self._ranking = ranked_population(self._next_ranking)
+        if self._generation < self.generations:
+            self._generation += 1
+            self._exploiting = True
+            self._batch = self._exploitation()
+
+    def _initial_population(self) -> list[Individual]:
+        """Recipes in up to half of the places, random genomes in the others."""
+        known = recipes(self.blocks, self.head) if self.seed_recipes else []
+        genomes = [
+            (f"recipe:{recipe.name}", recipe.genome) for recipe in known[: self.population // 2]
+        ]
+        while len(genomes) < self.population:
+            random = Genome.random_viable(self._rng, len(self.blocks), self.head)
+            genomes.append(("random", random))
+        return [
+            Individual(self._candidate(genome, origin), self._at_rest())
+            for origin, genome in genomes
+        ]
+
+    def _exploitation(self) -> list[Individual]:
+        """For each elite: itself again where the fold changed, and a step up and one down."""
+        batch = []
+        for elite in self._ranking[: self.elites]:
+            parent = elite.candidate
+            trials = [
+                ("exploitation", step) for step in exploit(parent.genome, self.head, self._rng)
+            ]
+            if self._rescoring:
+                trials.insert(0, ("rescore", parent.genome))
+            for origin, genome in trials:
+                # Momentum and extinction factor belong to the individual, whatever its genome.
+                batch.append(elite.succeeded_by(self._candidate(genome, origin, (parent.id,))))
+        return batch
+
+    def _select_survivors(self, trials: list[Individual]) -> None:
+        """Replace each elite by the best of its trials that beats it, and fill the mating pool."""
+        elites, others = self._ranking[: self.elites], self._ranking[self.elites :]
+        survivors = []
+        for elite in elites:
+            own = [one for one in trials if elite.candidate.id in one.candidate.parents]
+            if self._rescoring:
+                elite, *own = own
+            best = by_rank(own)[0]
+            survivors.append(best if best.candidate.beats(elite.candidate) else elite)
+        self._next_ranking = survivors
+        # After a change of fold, the survivors' scores are not comparable with the others': the
+        # pool keeps the order of the old fold, which all of them shared.
+        pool = survivors + others
+        self._mating_pool = pool if self._rescoring else by_rank(pool)
+
+    def _offspring(self, count: int) -> list[Individual]:
+        batch = []
+        for _ in range(count):
+            child = reproduce(self._mating_pool, len(self.blocks), self.head, self._rng)
+            origin = "offspring" if child.parents else "newcomer"
+            candidate = self._candidate(child.genome, origin, child.parents)
+            batch.append(Individual(candidate, child.momentum))
+        return batch
+
+    def _candidate(self, genome: Genome, origin: str, parents: tuple[int, ...] = ()) -> Candidate:
+        candidate = Candidate(
+            id=len(self._candidates),
+            genome=genome,
+            plan=decode(genome, self.blocks, self.head),
+            origin=origin,
+            parents=parents,
+            generation=self._generation,
+            fold=self._generation % self.folds,
+        )
+        self._candidates[candidate.id] = candidate
+        return candidate
+
+    def _at_rest(self) -> NDArray[np.float64]:
+        return np.zeros(len(self.blocks) + 1)
+
+
+def _evaluation(candidate_id: int, fitness: float | Evaluation) -> Evaluation:
+    if isinstance(fitness, Evaluation):
+        return fitness
+    if not isinstance(fitness, Real) or not math.isfinite(fitness):
+        raise ValueError(
+            f"candidate {candidate_id}: expected a finite number as fitness, got {fitness!r}; tell "
+            "a failed run as an Evaluation with outcome='diverged'"
+        )
+    return Evaluation(float(fitness))
+
+
+def _check_blocks(blocks: Sequence[str]) -> None:
+    if isinstance(blocks, str) or not blocks or len(set(blocks)) != len(blocks):
+        raise ValueError(f"blocks must be at least one name, all different, got {blocks!r}")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -1,0 +1,74 @@
+"""Known fine-tuning recipes as genomes, so that a search cannot lose to one that it never tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from biotune.evolution.genome import Genome, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from biotune.evolution.genome import HeadMode
+
+# A block at exactly 0.1× has importance 0, which no threshold is below. This importance is above
+# 0 and still reads as 0.1× in three significant digits.
+_LOWEST_IMPORTANCE = 0.001
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way of fine-tuning that people use, and the genome that decodes to it."""
+
+    name: str
+    genome: Genome
+
+
+def recipes(blocks: Sequence[str], head: HeadMode = "evolved") -> list[Recipe]:
+    """The known recipes for these blocks, the most promising first.
+
+    Full fine-tuning at 1× and 3×, the middle third of the blocks alone at 5×, linear probing (the
+    head alone at 1×), the first and the last third alone at 5× (surgical fine-tuning, Lee et al.
+    2023), and rates that rise with depth from 0.1× to 3× in equal ratios. The thirds are cut at
+    round(n/3) and round(2n/3). Where the head is always trained, "alone" is beside the head at 1×.
+    With one or two blocks, recipes without a block and those that repeat an earlier one are
+    left out.
+
+    Raises:
+        ValueError: for no blocks, a name that occurs twice, or an unknown ``head``.
+    """
+    n = len(blocks)
+    if n == 0:
+        raise ValueError("recipes need at least one block, got none")
+    first_cut, second_cut = round(n / 3), round(2 * n / 3)
+    rates: dict[str, dict[int, float]] = {
+        "full 1x": dict.fromkeys(range(n), 1.0),
+        "full 3x": dict.fromkeys(range(n), 3.0),
+        "middle third 5x": dict.fromkeys(range(first_cut, second_cut), 5.0),
+        "linear probing": {n - 1: 1.0},
+        "first third 5x": dict.fromkeys(range(first_cut), 5.0),
+        "last third 5x": dict.fromkeys(range(second_cut, n), 5.0),
+        "rising 0.1x to 3x": dict(enumerate(np.geomspace(0.1, 3.0, n).tolist())),
+    }
+    known: dict[object, Recipe] = {}
+    for name, multipliers in rates.items():
+        if not multipliers:
+            continue
+        genome = _encode(multipliers, n, head)
+        known.setdefault(decode(genome, blocks, head), Recipe(name, genome))
+    return list(known.values())
+
+
+def _encode(multipliers: dict[int, float], n_blocks: int, head: HeadMode) -> Genome:
+    """The genome that trains just the blocks in ``multipliers``, by their positions."""
+    importances = np.zeros(n_blocks)
+    for block, multiplier in multipliers.items():
+        importances[block] = max(0.5 + np.log10(multiplier) / 2, _LOWEST_IMPORTANCE)
+    # Half-way between what is frozen and what is trained, as far as possible from a change of mask.
+    threshold = min(importances[block] for block in multipliers) / 2
+    if head == "trainable" and n_blocks - 1 not in multipliers:
+        importances[-1] = 0.5
+    return Genome(importances, threshold)

@@ -1,0 +1,91 @@
+"""A fine-tuned classifier on disk: its tensors, and all that is needed to rebuild it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.plan import FineTunePlan
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What ``model.json`` says.
+
+    Attributes:
+        backbone: name of the network.
+        classes: class names in the order of the outputs.
+        plan: what it was trained by.
+        name: what the plan is called: a candidate of the search, or a known recipe.
+        image_size: height and width of the input in pixels.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        validation_accuracy: at the kept epoch, balanced, in [0, 1].
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    plan: FineTunePlan
+    name: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    validation_accuracy: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON values."""
+        return {**vars(self), "plan": dict(self.plan)}
+
+    @classmethod
+    def from_json(cls, card: dict[str, Any]) -> ModelCard:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            KeyError, ValueError: for anything else.
+        """
+        return cls(
+            backbone=card["backbone"],
+            classes=tuple(card["classes"]),
+            plan=FineTunePlan(card["plan"]),
+            name=card["name"],
+            image_size=card["image_size"],
+            mean=_channels(card["mean"]),
+            std=_channels(card["std"]),
+            validation_accuracy=card["validation_accuracy"],
+        )
+
+
+def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
+    """Rebuild a fine-tuned network, in evaluation mode.
+
+    Args:
+        weights: a ``.safetensors`` file; the card is the ``.json`` file beside it.
+
+    Raises:
+        FileNotFoundError: if one of the two is missing.
+        ValueError: if they are damaged, or do not fit each other.
+    """
+    path = weights.with_suffix(".json")
+    for file in (weights, path):
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no {file}; run the finetune stage first")
+    try:
+        card = ModelCard.from_json(json.loads(path.read_text(encoding="utf-8")))
+        backbone = build_backbone(card.backbone, "none", len(card.classes))
+        backbone.network.load_state_dict(load_file(weights))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{weights} and {path} are no model of this version ({error}); run the finetune stage "
+            "again"
+        ) from error
+    return backbone, card
+
+
+def _channels(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue

@@ -1,0 +1,149 @@
+"""The fitness of a plan: short fine-tuning runs, one for each training seed, on a fold's images.
+
+Φ = 1 − mean over seeds of the best validation accuracy (section 2 of the method).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from biotune.data.prepared import PreparedImages
+from biotune.data.splits import stratified_folds
+from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.training import (
+    Compute,
+    FitResult,
+    ImageSubset,
+    LearningCurve,
+    TrainingSettings,
+    fit,
+)
+from biotune.plan import Evaluation, FineTunePlan, Outcome
+
+FOLD_SEED = 0
+"""Folds are a fixed partition of the prepared splits, the same for every search on them."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One training run: everything that decides its outcome, but data, network and machine.
+
+    Attributes:
+        plan: what to train, and how fast.
+        seed: the training seed.
+        settings: epochs, patience, batch size, base_lr.
+        fold: trains and validates on this fold of the training and validation splits.
+        folds: how many folds there are; 1 means the whole splits.
+    """
+
+    plan: FineTunePlan
+    seed: int
+    settings: TrainingSettings
+    fold: int = 0
+    folds: int = 1
+
+
+class Trainer:
+    """Runs training tasks, one after another, on one network that is reset in place.
+
+    Args:
+        prepared: folder of the prepared images.
+        backbone: name of the network.
+        weights: its pretrained weights.
+        compute: device and precision.
+    """
+
+    def __init__(self, prepared: Path, backbone: str, weights: str, compute: Compute) -> None:
+        self.prepared = PreparedImages.open(prepared)
+        self.compute = compute
+        self.backbone: Backbone = build_backbone(backbone, weights, len(self.prepared.classes))
+        self.backbone.network.to(compute.device)
+        self._pretrained = {n: t.clone() for n, t in self.backbone.network.state_dict().items()}
+
+    def train(
+        self,
+        task: TrainingTask,
+        *,
+        keep_best: bool = False,
+        on_epoch: Callable[[], None] | None = None,
+    ) -> FitResult:
+        """Train as a task says, from the pretrained weights.
+
+        A run that runs out of memory is tried once more with empty caches, then it counts as
+        ``infeasible``; a loss that is no number as ``diverged``. Neither raises.
+
+        Raises:
+            ValueError: if the plan does not fit the network, or the folds do not fit the data.
+            FreezeProofError: if a frozen block moved or a trained one did not.
+        """
+        try:
+            return self._attempt(task, keep_best, on_epoch)
+        except torch.OutOfMemoryError:
+            self._empty_caches()
+        try:
+            return self._attempt(task, keep_best, on_epoch)
+        except torch.OutOfMemoryError:
+            self._empty_caches()
+            return FitResult(LearningCurve((), (), (), 0, "infeasible", 0.0), None)
+
+    def _attempt(
+        self, task: TrainingTask, keep_best: bool, on_epoch: Callable[[], None] | None
+    ) -> FitResult:
+        self.backbone.network.load_state_dict(self._pretrained)
+        return fit(
+            self.backbone,
+            task.plan,
+            self.subset("train", task.fold, task.folds),
+            self.subset("validation", task.fold, task.folds),
+            task.settings,
+            seed=task.seed,
+            fold=task.fold,
+            compute=self.compute,
+            keep_best=keep_best,
+            on_epoch=on_epoch,
+        )
+
+    def subset(self, split: str, fold: int = 0, folds: int = 1) -> ImageSubset:
+        """One fold of a split; the whole split by default."""
+        indices = self.prepared.indices(split)
+        labels = self.prepared.labels
+        chosen = stratified_folds(labels[indices], folds, FOLD_SEED)[fold]
+        return ImageSubset(self.prepared.images, labels, indices[chosen])
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Give the network these tensors, so that it can predict."""
+        self.backbone.network.load_state_dict(state)
+
+    def _empty_caches(self) -> None:
+        gc.collect()
+        if torch.device(self.compute.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def evaluate(curves: Sequence[LearningCurve]) -> Evaluation:
+    """Fitness of a plan from its runs, one for each training seed.
+
+    Returns:
+        fitness 1 − mean best validation accuracy, and the mean Brier score at those epochs. If any
+        run failed, the plan failed: fitness 1, outcome ``infeasible`` or else ``diverged``.
+
+    Raises:
+        ValueError: for no runs.
+    """
+    if not curves:
+        raise ValueError("the fitness of a plan needs at least one training run, got none")
+    parameters = max(curve.trained_parameters for curve in curves)
+    outcomes = {curve.outcome for curve in curves}
+    if outcomes != {"finished"}:
+        outcome: Outcome = "infeasible" if "infeasible" in outcomes else "diverged"
+        return Evaluation(1.0, None, parameters, outcome)
+    accuracies = [curve.validation_accuracy[curve.best_epoch] for curve in curves]
+    briers = [curve.validation_brier[curve.best_epoch] for curve in curves]
+    return Evaluation(1.0 - float(np.mean(accuracies)), float(np.mean(briers)), parameters)

@@ -1,0 +1,296 @@
+"""One fine-tuning run: Adam, cross-entropy, cosine schedule, early stopping on validation accuracy.
+
+The paper's recipe (section 2 of the method). Everything random in a run (head initialisation, order
+of the images, dropout) comes from its seed and fold alone, so plans are compared on common random
+numbers, and a run gives the same bits whatever ran before it and in whichever process.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from biotune.data.transforms import normalise
+from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.freezing import (
+    apply_plan,
+    prove_frozen,
+    set_training_mode,
+    trained_parameters,
+)
+from biotune.finetuning.metrics import validation_scores
+from biotune.plan import FineTunePlan, Outcome
+
+INFERENCE_BATCH = 64
+"""Images per forward pass without gradients. Fixed, because other chunk sizes give other bits."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: at most this many passes over the training images, at least 1.
+        patience: stop after this many epochs without a better validation accuracy, at least 1.
+        batch_size: images a step, at least 2 (BatchNorm needs two).
+        base_lr: Adam's learning rate at multiplier 1.
+    """
+
+    epochs: int
+    patience: int
+    batch_size: int
+    base_lr: float
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision to run: a torch device, and ``fp32`` or ``bf16`` autocast."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def autocast(self) -> torch.autocast:
+        """The context in which every forward pass runs."""
+        device = torch.device(self.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class ImageSubset:
+    """Some of the prepared images, by index, without copying them.
+
+    Attributes:
+        images: uint8 [N, S, S, 3], typically memory-mapped.
+        labels: int64 [N], class indices.
+        indices: int64 [n], which of the N belong to the subset.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, positions: NDArray[np.int64], backbone: Backbone, device: str) -> Tensor:
+        """Normalised float32 images [b, 3, S, S], channels_last, on the device."""
+        # Stored NHWC, so that the permuted view is channels_last as it stands.
+        pixels = torch.from_numpy(self.images[self.indices[positions]]).permute(0, 3, 1, 2)
+        return normalise(_to_device(pixels, device).float(), backbone.mean, backbone.std)
+
+    def targets(self, positions: NDArray[np.int64], device: str) -> Tensor:
+        """Class indices, int64 [b], on the device."""
+        return _to_device(torch.from_numpy(self.labels[self.indices[positions]]), device)
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """What one run showed, epoch by epoch.
+
+    Attributes:
+        train_loss: mean cross-entropy over the epoch's batches.
+        validation_accuracy: balanced (macro average over classes), in [0, 1].
+        validation_brier: multi-class Brier score, in [0, 2].
+        trained_parameters: how many parameters the plan trained.
+        outcome: ``finished``, ``diverged`` (a loss that is no number) or ``infeasible`` (memory).
+        seconds: wall time; the one field that differs between repetitions.
+    """
+
+    train_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    validation_brier: tuple[float, ...]
+    trained_parameters: int
+    outcome: Outcome
+    seconds: float
+
+    @property
+    def best_epoch(self) -> int:
+        """Index of the first epoch with the best validation accuracy; the lower Brier if equal."""
+        keys = [
+            (-a, b) for a, b in zip(self.validation_accuracy, self.validation_brier, strict=True)
+        ]
+        return keys.index(min(keys))
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A run's curve, and the network's tensors at its best epoch (None unless asked for)."""
+
+    curve: LearningCurve
+    best_state: dict[str, Tensor] | None
+
+
+def fit(
+    backbone: Backbone,
+    plan: FineTunePlan,
+    train: ImageSubset,
+    validation: ImageSubset,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    fold: int = 0,
+    compute: Compute | None = None,
+    keep_best: bool = False,
+    on_epoch: Callable[[], None] | None = None,
+) -> FitResult:
+    """Fine-tune a network, in place, as a plan says.
+
+    Args:
+        backbone: with its pretrained weights, on ``compute``'s device; its head is initialised
+            here.
+        plan: a plan of this backbone's blocks that trains at least one.
+        train: at least two images.
+        validation: at least one image of every class.
+        settings: see :class:`TrainingSettings`.
+        seed: of head, order and dropout, with the fold.
+        fold: which fold the images are.
+        compute: default CPU, fp32.
+        keep_best: return a copy of the network's tensors at the best epoch.
+        on_epoch: called after every epoch.
+
+    Raises:
+        ValueError: if the plan trains nothing or names other blocks.
+        FreezeProofError: if a frozen block moved or a trained one did not.
+    """
+    if not plan.trained_blocks:
+        raise ValueError(f"the plan trains no block, there is nothing to fit: {plan}")
+    started = time.perf_counter()
+    compute = compute or Compute()
+    head_seed, order_seed, dropout_seed = _streams(seed, fold)
+    backbone.reset_head(head_seed)
+    start = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
+    run = _Run(backbone, plan, settings, compute, len(train))
+    order = np.random.default_rng(order_seed)
+    best_state: dict[str, Tensor] | None = None
+    with torch.random.fork_rng(devices=_cuda_devices(compute)):
+        torch.manual_seed(dropout_seed)
+        while not run.over:
+            improved = run.epoch(train, validation, order)
+            if improved and keep_best:
+                best_state = {n: t.clone() for n, t in backbone.network.state_dict().items()}
+            if on_epoch is not None:
+                on_epoch()
+    prove_frozen(backbone, plan, start)
+    return FitResult(run.curve(time.perf_counter() - started), best_state)
+
+
+def predict_probabilities(
+    backbone: Backbone, subset: ImageSubset, compute: Compute | None = None
+) -> NDArray[np.float32]:
+    """Class probabilities of every image, float32 [n, classes], in evaluation mode."""
+    compute = compute or Compute()
+    backbone.network.eval()
+    chunks = []
+    with torch.inference_mode():
+        for positions in _chunks(np.arange(len(subset)), INFERENCE_BATCH):
+            with compute.autocast():
+                logits = backbone.forward_from(0, subset.batch(positions, backbone, compute.device))
+            chunks.append(logits.float().softmax(dim=1).cpu().numpy())
+    return np.concatenate(chunks)
+
+
+class _Run:
+    """A run's optimizer, schedule and curve while it goes on."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        plan: FineTunePlan,
+        settings: TrainingSettings,
+        compute: Compute,
+        images: int,
+    ) -> None:
+        self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
+        groups = apply_plan(backbone, plan, settings.base_lr)
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        steps = settings.epochs * len(_training_batches(np.arange(images), settings.batch_size))
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=steps)
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+        self.briers: list[float] = []
+        self.diverged = False
+
+    @property
+    def over(self) -> bool:
+        """Diverged, all epochs done, or none of the last ``patience`` better than those before."""
+        done = len(self.accuracies)
+        if self.diverged or done >= self.settings.epochs:
+            return True
+        best = self.accuracies.index(max(self.accuracies)) if done else 0
+        return done - 1 - best >= self.settings.patience
+
+    def epoch(
+        self, train: ImageSubset, validation: ImageSubset, order: np.random.Generator
+    ) -> bool:
+        """Train on every image once, then validate; whether this is the best epoch so far."""
+        loss = self._train(train, order)
+        probabilities = predict_probabilities(self.backbone, validation, self.compute)
+        if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
+            self.diverged = True
+            return False
+        accuracy, brier = validation_scores(probabilities, validation.labels[validation.indices])
+        earlier = list(zip(self.accuracies, self.briers, strict=True))
+        self.losses.append(loss)
+        self.accuracies.append(accuracy)
+        self.briers.append(brier)
+        return all((-accuracy, brier) < (-a, b) for a, b in earlier)
+
+    def _train(self, train: ImageSubset, order: np.random.Generator) -> float:
+        """One pass over the images in random order; the mean loss of its batches."""
+        set_training_mode(self.backbone, self.plan)
+        losses = []
+        for positions in _training_batches(order.permutation(len(train)), self.settings.batch_size):
+            images = train.batch(positions, self.backbone, self.compute.device)
+            with self.compute.autocast():
+                logits = self.backbone.forward_from(0, images)
+                loss = cross_entropy(logits, train.targets(positions, self.compute.device))
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    def curve(self, seconds: float) -> LearningCurve:
+        return LearningCurve(
+            train_loss=tuple(self.losses),
+            validation_accuracy=tuple(self.accuracies),
+            validation_brier=tuple(self.briers),
+            trained_parameters=trained_parameters(self.backbone, self.plan),
+            outcome="diverged" if self.diverged else "finished",
+            seconds=seconds,
+        )
+
+
+def _streams(seed: int, fold: int) -> tuple[int, int, int]:
+    """Independent seeds for head, order and dropout."""
+    head, order, dropout = np.random.SeedSequence([seed, fold]).generate_state(3)
+    return int(head), int(order), int(dropout)
+
+
+def _training_batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Batches of at least two images: BatchNorm cannot train on one, so a last lone one is left."""
+    return [batch for batch in _chunks(order, size) if len(batch) > 1]
+
+
+def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for begin in range(0, len(positions), size):
+        yield positions[begin : begin + size]
+
+
+def _to_device(tensor: Tensor, device: str) -> Tensor:
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def _cuda_devices(compute: Compute) -> list[str]:
+    return [compute.device] if torch.device(compute.device).type == "cuda" else []

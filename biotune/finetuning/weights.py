@@ -1,0 +1,82 @@
+"""Where pretrained weights come from: a package, torchvision's download, or a user's file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
+
+class WeightsError(ValueError):
+    """Pretrained weights could not be found, read or fitted to the network."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name from a ``.safetensors`` file, or a ``torch.save`` file of tensors alone.
+
+    Nothing in the file is ever executed (``weights_only=True``).
+
+    Raises:
+        WeightsError: if there is no such file, or it holds anything but named tensors.
+    """
+    _check_exists(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
+        raise _not_a_state_dict(path, str(error).split("\n", 1)[0]) from error
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise _not_a_state_dict(path, f"it holds a {type(loaded).__name__}")
+    return loaded
+
+
+def file_identity(path: Path) -> str:
+    """SHA-256 of a weights file, in hex.
+
+    Raises:
+        WeightsError: if there is no such file.
+    """
+    _check_exists(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def torchvision_state_dict(weights: WeightsEnum) -> dict[str, Tensor]:
+    """Download torchvision's weights, or read them from its cache.
+
+    Raises:
+        WeightsError: without a connection, saying how to fetch the file by hand.
+    """
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"could not download {weights} ({error}). Fetch {weights.url} on another machine and "
+            f"put it into {cache}, or name the file as model.weights."
+        ) from error
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(
+            f"model.weights: there is no file {str(path)!r}. Give 'imagenet', 'none', or the path "
+            "of a state dict (.safetensors, or saved by torch.save)."
+        )
+
+
+def _not_a_state_dict(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"model.weights: {path} is not a state dict of plain tensors ({why}). Save it as "
+        "safetensors, or with torch.save(model.state_dict(), path)."
+    )

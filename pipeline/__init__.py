@@ -1,0 +1,1 @@
+"""The machinery around BioTune: parameters, the search loop, the evaluation store, MLflow."""

@@ -1,0 +1,187 @@
+"""The evaluate stage: the only look at the test images, of the winner and of the best recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biotune.data.prepared import PreparedImages
+from biotune.finetuning.backbones import Backbone, block_sizes
+from biotune.finetuning.checkpoints import ModelCard, load_model
+from biotune.finetuning.metrics import (
+    class_scores,
+    classifier_scores,
+    mean_interval,
+)
+from biotune.finetuning.training import Compute, ImageSubset, predict_probabilities
+from pipeline.console import percent, print_plan, print_table
+from pipeline.executors import resolve_compute
+from pipeline.home import biotune_home
+from pipeline.outputs import write_csv, write_json
+from pipeline.params import Params
+from pipeline.tracking import tracked_stage
+
+
+@dataclass(frozen=True)
+class EvaluateFiles:
+    """Where the evaluate stage writes."""
+
+    metrics: Path
+    predictions: Path
+    confusion: Path
+    classes: Path
+
+
+def run(
+    params: Params, *, prepared: Path, model: Path, baseline: Path, files: EvaluateFiles
+) -> dict[str, Any]:
+    """Measure both models on the test split, in fp32, and print them side by side.
+
+    Args:
+        params: the sections ``finetune``, ``runtime`` and ``tracking`` are used.
+        prepared: folder that the prepare stage wrote.
+        model: the winner's ``.safetensors``; its ``.json`` is beside it.
+        baseline: the best recipe's, likewise.
+        files: to write.
+
+    Returns:
+        What ``metrics.json`` says.
+
+    Raises:
+        ValueError, OSError: for inputs that cannot be used.
+    """
+    images = PreparedImages.open(prepared)
+    test = ImageSubset(images.images, images.labels, images.indices("test"))
+    labels = images.labels[test.indices]
+    compute = Compute(resolve_compute(params.runtime.device, "fp32").device, "fp32")
+    with tracked_stage("evaluate", params, images.fingerprint, biotune_home()) as tracked:
+        winner, card = _load(model, images, compute)
+        probabilities = predict_probabilities(winner, test, compute)
+        recipe, recipe_card = _load(baseline, images, compute)
+        recipe_probabilities = predict_probabilities(recipe, test, compute)
+        metrics = {
+            **classifier_scores(probabilities, labels),
+            **_trained(card),
+            "test_images": len(test),
+            "best_recipe": {
+                "name": recipe_card.name,
+                **classifier_scores(recipe_probabilities, labels),
+                **_trained(recipe_card),
+            },
+            "gain_over_best_recipe": _gain(probabilities, recipe_probabilities, labels),
+        }
+        predicted = probabilities.argmax(axis=1)
+        per_class = class_scores(predicted, labels, images.classes)
+        write_json(files.metrics, metrics)
+        write_csv(files.classes, per_class, list(per_class[0]))
+        _write_predictions(files, images, test.indices, probabilities)
+        tracked.metrics(_numbers(metrics))
+        tracked.artifacts([files.metrics, files.predictions, files.confusion, files.classes])
+    _print_summary(card, metrics, params.finetune.base_lr)
+    return metrics
+
+
+def _load(weights: Path, images: PreparedImages, compute: Compute) -> tuple[Backbone, ModelCard]:
+    backbone, card = load_model(weights)
+    if card.classes != images.classes or card.image_size != images.image_size:
+        raise ValueError(
+            f"{weights} was trained on other images than those prepared (classes "
+            f"{list(card.classes)} at {card.image_size} px, prepared {list(images.classes)} at "
+            f"{images.image_size} px); run the search and finetune stages again"
+        )
+    backbone.network.to(compute.device)
+    return backbone, card
+
+
+def _trained(card: ModelCard) -> dict[str, float]:
+    sizes = block_sizes(card.backbone, len(card.classes))
+    trained = sum(sizes[block] for block in card.plan.trained_blocks)
+    return {"trained_parameters": trained, "trained_share": trained / sum(sizes.values())}
+
+
+def _gain(
+    winner: NDArray[np.float32], recipe: NDArray[np.float32], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Difference in test accuracy on the same images, with its paired bootstrap interval."""
+    right = (winner.argmax(axis=1) == labels).astype(np.float64)
+    recipe_right = (recipe.argmax(axis=1) == labels).astype(np.float64)
+    difference = right - recipe_right
+    return {"accuracy": float(difference.mean()), "interval_95": mean_interval(difference)}
+
+
+def _write_predictions(
+    files: EvaluateFiles,
+    images: PreparedImages,
+    indices: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+) -> None:
+    rows = [
+        {
+            "path": images.paths[index],
+            "label": images.classes[images.labels[index]],
+            "predicted": images.classes[own.argmax()],
+            "probability": f"{own.max():.6f}",
+        }
+        for index, own in zip(indices.tolist(), probabilities, strict=True)
+    ]
+    write_csv(files.predictions, rows, ["path", "label", "predicted", "probability"])
+    confusion = [{"actual": row["label"], "predicted": row["predicted"]} for row in rows]
+    write_csv(files.confusion, confusion, ["actual", "predicted"])
+
+
+def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested figures under dotted names, for MLflow."""
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            flat[prefix + key] = value
+    return flat
+
+
+def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> None:
+    recipe = metrics["best_recipe"]
+    print_plan(
+        f"The winner, {card.name}, block by block",
+        card.plan,
+        block_sizes(card.backbone, len(card.classes)),
+        base_lr,
+    )
+    low, high = metrics["accuracy_interval_95"]
+    recipe_low, recipe_high = recipe["accuracy_interval_95"]
+    rows = [
+        ("accuracy", percent(metrics["accuracy"], 2), percent(recipe["accuracy"], 2)),
+        (
+            "95 % interval",
+            f"{percent(low)} to {percent(high)}",
+            f"{percent(recipe_low)} to {percent(recipe_high)}",
+        ),
+        *(
+            (name.replace("_", " "), f"{metrics[name]:.4f}", f"{recipe[name]:.4f}")
+            for name in (
+                "balanced_accuracy",
+                "f1_macro",
+                "cohen_kappa",
+                "average_precision_macro",
+                "expected_calibration_error",
+            )
+        ),
+        (
+            "parameters trained",
+            percent(metrics["trained_share"]),
+            percent(recipe["trained_share"]),
+        ),
+    ]
+    title = f"Test, {metrics['test_images']} images that no choice was made by"
+    print_table(title, ["", f"winner: {card.name}", f"best recipe: {recipe['name']}"], rows)
+    gain = metrics["gain_over_best_recipe"]
+    low, high = gain["interval_95"]
+    print(
+        f"Gain over the best recipe: {100 * gain['accuracy']:+.2f} points of accuracy "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
+    )

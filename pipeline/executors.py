@@ -1,0 +1,159 @@
+"""Where training runs happen: worker processes, each with its own network and one thread.
+
+One thread each, because one and two threads give different bits; so a result depends neither on the
+number of workers nor on which of them ran it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from joblib import cpu_count  # minds affinity and a container's CPU limit
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from biotune.finetuning.fitness import Trainer, TrainingTask
+    from biotune.finetuning.training import Compute, LearningCurve
+
+
+class LostWorkerError(PipelineError):
+    """A worker process died: its run has no result, and is not a score."""
+
+
+@dataclass(frozen=True)
+class TrainerSetup:
+    """What each worker builds its network from; see :class:`biotune.finetuning.fitness.Trainer`."""
+
+    prepared: Path
+    backbone: str
+    weights: str
+    compute: Compute
+
+    def build(self) -> Trainer:
+        """The network, in this process. Loads torch."""
+        from biotune.finetuning.fitness import Trainer
+
+        return Trainer(self.prepared, self.backbone, self.weights, self.compute)
+
+
+class WorkerPool:
+    """A number of worker processes; use it as a context manager.
+
+    Args:
+        setup: of the network that each worker builds, once.
+        workers: how many, at least 1.
+    """
+
+    def __init__(self, setup: TrainerSetup, workers: int) -> None:
+        self.workers = workers
+        self._executor = ProcessPoolExecutor(
+            max_workers=workers,
+            # Forking a process that holds threads or a CUDA context is not safe.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(setup,),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:  # an interrupted search must not wait for minutes of training
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def train(
+        self, tasks: Iterable[tuple[TrainingTask, Path | None]]
+    ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
+        """Run tasks side by side, and yield each with its curve as soon as it is done.
+
+        Args:
+            tasks: each with the file to write its best epoch's weights to (safetensors), or None.
+
+        Raises:
+            LostWorkerError: if a worker process died.
+            ValueError, FreezeProofError: as :meth:`Trainer.train` does.
+        """
+        futures: dict[Future[LearningCurve], TrainingTask] = {
+            self._executor.submit(_train, task, weights_file): task for task, weights_file in tasks
+        }
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise LostWorkerError(
+                "a worker process died (killed, or out of the machine's memory). What had finished "
+                "is kept: run again to go on, with a smaller runtime.workers if memory was short."
+            ) from error
+
+
+def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
+    """How many workers ``runtime.workers`` means: one per usable core on CPU, one on a GPU."""
+    if workers != "auto":
+        return workers
+    return int(cpu_count()) if device == "cpu" else 1
+
+
+def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> Compute:
+    """What ``runtime.device`` and ``runtime.precision`` mean on this machine.
+
+    ``auto`` is CUDA where there is one, and bf16 on CUDA, else fp32: on CPUs bf16 is slower for
+    networks with depthwise convolutions.
+
+    Raises:
+        ValueError: if the named device is not there.
+    """
+    import torch
+
+    from biotune.finetuning.training import Compute
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    index = torch.device(device).index or 0
+    if device != "cpu" and index >= torch.cuda.device_count():
+        raise ValueError(
+            f"runtime.device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use 'auto' or 'cpu'"
+        )
+    if precision == "auto":
+        precision = "fp32" if device == "cpu" else "bf16"
+    return Compute(device, precision)
+
+
+_trainer: Trainer | None = None  # each worker process's own, built by _start_worker
+
+
+def _start_worker(setup: TrainerSetup) -> None:
+    global _trainer
+    import torch
+
+    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    _trainer = setup.build()
+
+
+def _train(task: TrainingTask, weights_file: Path | None) -> LearningCurve:
+    from safetensors.torch import save_file
+
+    if _trainer is None:
+        raise RuntimeError("_train runs in a worker process that _start_worker has set up")
+    result = _trainer.train(task, keep_best=weights_file is not None)
+    if weights_file is not None and result.best_state is not None:
+        save_file({n: t.contiguous().cpu() for n, t in result.best_state.items()}, weights_file)
+    return result.curve

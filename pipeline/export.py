@@ -1,0 +1,99 @@
+"""The export stage: the winner as one ONNX file, compared with torch on every test image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from biotune.data.prepared import PreparedImages
+from biotune.deployment.export import export_onnx
+from biotune.deployment.verify import compare, onnx_probabilities
+from biotune.finetuning.checkpoints import load_model
+from biotune.finetuning.training import ImageSubset, predict_probabilities
+from pipeline.console import percent, print_table
+from pipeline.errors import PipelineError
+from pipeline.home import biotune_home
+from pipeline.outputs import write_json, written_beside
+from pipeline.params import Params
+from pipeline.tracking import tracked_stage
+
+BATCH_SIZES = (1, 32)
+"""One image at a time, as a service would ask, and many, as a batch job would."""
+
+
+@dataclass(frozen=True)
+class ExportFiles:
+    """Where the export stage writes."""
+
+    onnx: Path
+    labels: Path
+    verification: Path
+
+
+class ExportMismatchError(PipelineError):
+    """The exported model does not say what the network says; no model is written."""
+
+
+def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> dict[str, Any]:
+    """Export the fine-tuned model, and prove on the whole test split that it is the same.
+
+    Args:
+        params: the sections ``export`` and ``tracking`` are used.
+        prepared: folder that the prepare stage wrote.
+        model: the ``.safetensors`` of the finetune stage; its ``.json`` is beside it.
+        files: to write; the ONNX file only if it passes.
+
+    Returns:
+        What ``verification.json`` says.
+
+    Raises:
+        ValueError, OSError: for inputs that cannot be used.
+        ExportMismatchError: below ``export.min_label_agreement``.
+    """
+    images = PreparedImages.open(prepared)
+    backbone, card = load_model(model)
+    test = ImageSubset(images.images, images.labels, images.indices("test"))
+    required = params.export.min_label_agreement
+    with tracked_stage("export", params, images.fingerprint, biotune_home()) as tracked:
+        reference = predict_probabilities(backbone, test)
+        with written_beside(files.onnx) as beside:
+            export_onnx(backbone, card, beside)
+            agreements = {}
+            for size in BATCH_SIZES:
+                batches = onnx_probabilities(beside, images.images, test.indices, size)
+                steps = -(-len(test) // size)
+                shown = tqdm(batches, total=steps, desc=f"verify, batches of {size}", unit="batch")
+                agreements[size] = compare(np.concatenate(list(shown)), reference)
+            verification = {
+                "test_images": len(test),
+                "min_label_agreement": required,
+                **{f"batch_{size}": asdict(one) for size, one in agreements.items()},
+            }
+            write_json(files.verification, verification)
+            worst = min(one.label_agreement for one in agreements.values())
+            if worst < required:
+                raise ExportMismatchError(
+                    f"ONNX Runtime and torch agree on {percent(worst, 2)} of the test labels, "
+                    f"export.min_label_agreement asks for {percent(required, 2)}; the figures are "
+                    f"in {files.verification}, and no model was written"
+                )
+        write_json(files.labels, {"classes": list(card.classes)})
+        tracked.metrics(
+            {
+                f"batch_{size}.{name}": value
+                for size, one in agreements.items()
+                for name, value in asdict(one).items()
+            }
+        )
+        tracked.artifacts([files.onnx, files.labels, files.verification])
+    rows = [
+        (f"batches of {size}", percent(one.label_agreement, 2), f"{one.largest_difference:.1e}")
+        for size, one in agreements.items()
+    ]
+    title = f"{files.onnx} against torch, {len(test)} test images"
+    print_table(title, ["", "same label", "largest difference in probability"], rows)
+    return verification

@@ -1,0 +1,253 @@
+"""The finetune stage: train the winner, and the best recipe beside it, to be kept and compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from biotune.data.prepared import PreparedImages
+from biotune.finetuning.backbones import block_sizes, build_backbone
+from biotune.finetuning.checkpoints import ModelCard
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.plan import FineTunePlan
+from pipeline.console import percent, print_table
+from pipeline.errors import PipelineError
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_compute, resolve_workers
+from pipeline.home import biotune_home
+from pipeline.outputs import read_json, write_csv, write_json, written_beside
+from pipeline.params import Params
+from pipeline.tracking import TrackedRun, tracked_stage
+
+
+@dataclass(frozen=True)
+class FinetuneFiles:
+    """Where the finetune stage writes; each model is a ``.safetensors`` with a ``.json`` beside."""
+
+    model: Path
+    baseline: Path
+    curves: Path
+    metrics: Path
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """One plan's runs.
+
+    Attributes:
+        name: of the plan.
+        plan: what was trained.
+        curves: training seed → curve, in the order of the seeds.
+        weights: training seed → file with the tensors of the best epoch.
+    """
+
+    name: str
+    plan: FineTunePlan
+    curves: Mapping[int, LearningCurve]
+    weights: Mapping[int, Path]
+
+    @property
+    def best_seed(self) -> int:
+        """The seed that validated best; the lower Brier score if equal."""
+        return min(self.curves, key=lambda seed: _validation_rank(self.curves[seed]))
+
+    @property
+    def best_accuracy(self) -> float:
+        """The kept model's validation accuracy."""
+        return max(self.accuracies)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Best validation accuracy of every seed."""
+        return [max(curve.validation_accuracy) for curve in self.curves.values()]
+
+
+class FinetuningFailedError(PipelineError):
+    """A final run diverged or ran out of memory."""
+
+
+def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles) -> Finetuned:
+    """Train the winner and the best recipe alike, and keep the best run of each.
+
+    Args:
+        params: the sections ``finetune``, ``model``, ``runtime`` and ``tracking`` are used.
+        prepared: folder that the prepare stage wrote.
+        best_plan: file that the search stage wrote.
+        files: to write.
+
+    Raises:
+        ValueError, OSError: before any training, for inputs that cannot be used.
+        FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
+    """
+    images = PreparedImages.open(prepared)
+    plans = _plans(best_plan, tuple(block_sizes(params.model.backbone, len(images.classes))))
+    compute = resolve_compute(params.runtime.device, params.runtime.precision)
+    setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute)
+    workers = resolve_workers(params.runtime.workers, compute.device)
+    files.model.parent.mkdir(parents=True, exist_ok=True)
+    home = biotune_home()
+    with (
+        tracked_stage("finetune", params, images.fingerprint, home) as tracked,
+        TemporaryDirectory(dir=files.model.parent, prefix=".finetune-") as scratch,
+        WorkerPool(setup, workers) as pool,
+    ):
+        winner, recipe = _train(plans, params, pool, Path(scratch))
+        _keep(winner, files.model, images, params)
+        _keep(recipe, files.baseline, images, params)
+        both = {"winner": winner, "best_recipe": recipe}
+        _write_curves(files.curves, both)
+        write_json(files.metrics, _metrics(both))
+        for role, one in both.items():
+            for seed in one.curves:
+                tracked.child(_tracked(role, one, seed))
+        tracked.metrics(_flat(_metrics(both)))
+    _print_summary(both)
+    return winner
+
+
+def _plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
+    """Role → name and plan, checked against the network before anything is trained."""
+    content = read_json(best_plan, made_by="search")
+    plans = {}
+    for role, entry in (("winner", content), ("best_recipe", content.get("best_recipe", {}))):
+        try:
+            plans[role] = (str(entry["name"]), FineTunePlan(entry["blocks"]))
+        except KeyError as error:
+            raise ValueError(f"{best_plan}: {role} has no {error}; run the search stage") from error
+        if tuple(plans[role][1]) != tuple(blocks):
+            raise ValueError(
+                f"{best_plan}: the blocks of {role} are {list(plans[role][1])}, but the network's "
+                f"are {list(blocks)}; run the search stage again for this model.backbone"
+            )
+    return plans
+
+
+def _train(
+    plans: Mapping[str, tuple[str, FineTunePlan]], params: Params, pool: WorkerPool, scratch: Path
+) -> list[Finetuned]:
+    """All runs side by side; each leaves its best epoch's tensors in ``scratch``."""
+    section = params.finetune
+    settings = TrainingSettings(
+        section.epochs, section.patience, section.batch_size, section.base_lr
+    )
+    tasks = {
+        TrainingTask(plan, seed, settings): scratch / f"{role}-{seed}.safetensors"
+        for role, (_, plan) in plans.items()  # the winner may be the recipe: it is trained once
+        for seed in section.training_seeds
+    }
+    curves: dict[TrainingTask, LearningCurve] = {}
+    runs = pool.train(tasks.items())
+    for task, curve in tqdm(runs, total=len(tasks), desc="finetune", unit="run"):
+        if curve.outcome != "finished":
+            raise FinetuningFailedError(
+                f"training seed {task.seed} of {task.plan} ended as {curve.outcome}; try a smaller "
+                "finetune.base_lr or finetune.batch_size"
+            )
+        curves[task] = curve
+    return [
+        Finetuned(
+            name,
+            plan,
+            {task.seed: curves[task] for task in tasks if task.plan == plan},
+            {task.seed: file for task, file in tasks.items() if task.plan == plan},
+        )
+        for name, plan in plans.values()
+    ]
+
+
+def _keep(one: Finetuned, weights: Path, images: PreparedImages, params: Params) -> None:
+    """Write one plan's best run where it will be read."""
+    backbone = build_backbone(params.model.backbone, "none", len(images.classes))
+    card = ModelCard(
+        backbone=params.model.backbone,
+        classes=images.classes,
+        plan=one.plan,
+        name=one.name,
+        image_size=images.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        validation_accuracy=one.best_accuracy,
+    )
+    with written_beside(weights) as beside:
+        shutil.copyfile(one.weights[one.best_seed], beside)
+    write_json(weights.with_suffix(".json"), card.to_json())
+
+
+def _validation_rank(curve: LearningCurve) -> tuple[float, float]:
+    best = curve.best_epoch
+    return -curve.validation_accuracy[best], curve.validation_brier[best]
+
+
+def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
+    rows = [
+        {
+            "plan": role,
+            "seed": seed,
+            "epoch": epoch,
+            "train_loss": curve.train_loss[epoch],
+            "validation_accuracy": curve.validation_accuracy[epoch],
+            "validation_brier": curve.validation_brier[epoch],
+        }
+        for role, one in both.items()
+        for seed, curve in one.curves.items()
+        for epoch in range(len(curve.train_loss))
+    ]
+    write_csv(path, rows, list(rows[0]))
+
+
+def _metrics(both: Mapping[str, Finetuned]) -> dict[str, Any]:
+    return {
+        role: {
+            "validation_accuracy": one.best_accuracy,
+            "validation_accuracy_mean": float(np.mean(one.accuracies)),
+            # Of the sample: what one more seed would differ by. No spread is known from one seed.
+            "validation_accuracy_sd": float(np.std(one.accuracies, ddof=1))
+            if len(one.accuracies) > 1
+            else None,
+        }
+        for role, one in both.items()
+    }
+
+
+def _flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    return {
+        f"{role}.{name}": value
+        for role, own in metrics.items()
+        for name, value in own.items()
+        if value is not None
+    }
+
+
+def _tracked(role: str, one: Finetuned, seed: int) -> TrackedRun:
+    curve = one.curves[seed]
+    return TrackedRun(
+        name=f"{role} seed {seed}",
+        params={"plan": str(one.plan), "seed": str(seed), "name": one.name},
+        metrics={"validation_accuracy": max(curve.validation_accuracy), "seconds": curve.seconds},
+        curves={
+            "train_loss": curve.train_loss,
+            "validation_accuracy": curve.validation_accuracy,
+            "validation_brier": curve.validation_brier,
+        },
+        tags={"biotune.kind": "finetune", "biotune.kept": str(seed == one.best_seed).lower()},
+        seconds=curve.seconds,
+    )
+
+
+def _print_summary(both: Mapping[str, Finetuned]) -> None:
+    rows = [
+        (
+            f"{role.replace('_', ' ')}: {one.name}",
+            percent(one.best_accuracy, 2),
+            " ".join(percent(accuracy) for accuracy in one.accuracies),
+        )
+        for role, one in both.items()
+    ]
+    print_table("Final fine-tuning", ["plan", "validation accuracy, kept", "each seed"], rows)

@@ -1,0 +1,32 @@
+"""Where what outlives a run is kept: the evaluation store and MLflow's database and artifacts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def biotune_home(start: Path | None = None) -> Path:
+    """The folder named by ``BIOTUNE_HOME``, by default ``.biotune`` at the main checkout's root.
+
+    ``dvc exp run --temp`` and ``--queue`` work in throw-away copies of the checkout below its
+    ``.dvc/tmp/exps``; they share the main checkout's home, so that nothing is lost with the copy.
+
+    Args:
+        start: the folder a stage runs in; default the current one.
+    """
+    named = os.environ.get("BIOTUNE_HOME")
+    if named:
+        home = Path(named).expanduser().resolve()
+    else:
+        home = _main_checkout((start or Path.cwd()).resolve()) / ".biotune"
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _main_checkout(folder: Path) -> Path:
+    root = next((p for p in (folder, *folder.parents) if (p / ".dvc").is_dir()), folder)
+    for parent in root.parents:
+        if root.is_relative_to(parent / ".dvc" / "tmp" / "exps"):
+            return parent
+    return root

@@ -1,0 +1,68 @@
+"""How stages write their files: beside, then renamed, so that none is ever half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; renamed to it at the end, removed on an error.
+
+    Folders on the way are made. The temporary name keeps the suffix, which some writers look at.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file at once."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON; NaN is an error, because it is not JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows under these columns, None as an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a file that an earlier stage wrote.
+
+    Args:
+        path: of the file.
+        made_by: the stage, for the message when it is not there.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}; run the {made_by} stage first") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run the {made_by} stage again to write it anew"
+        ) from error
+    return content

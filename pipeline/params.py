@@ -1,0 +1,175 @@
+"""The schema of ``params.yaml``: one section per stage, plus what they share.
+
+Everything is checked before any work begins; an unknown key, a wrong type or an impossible value is
+one line that names the key.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ParamsError(ValueError):
+    """``params.yaml`` cannot be read, or says something impossible."""
+
+
+def _unique(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"each seed may occur once, got {seeds}")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_unique)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PrepareParams(_Section):
+    """Where the images are, and how they are split."""
+
+    source: Literal["digits", "image_folder"]
+    path: str
+    image_size: Annotated[int, Field(ge=16, le=2048)]
+    train_images: Count | None
+    validation_images: Count | None
+    seed: Seed
+
+
+class ModelParams(_Section):
+    """The pretrained network."""
+
+    backbone: str
+    weights: str
+
+
+class _Training(_Section):
+    epochs: Count
+    patience: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    base_lr: Annotated[float, Field(gt=0, le=1)]
+    training_seeds: Seeds
+
+
+class SearchParams(_Training):
+    """The evolutionary search; see the method's sections 3 and 5 for each word."""
+
+    population: Annotated[int, Field(ge=2)]
+    generations: Annotated[int, Field(ge=0)]
+    elites: Count
+    seed: Seed
+    folds: Count
+    head: Literal["evolved", "trainable"]
+    seed_recipes: bool
+    rescore_elites: bool
+    reproduction: Literal["batch", "sequential"]
+    confirm_top_k: Count
+
+    @model_validator(mode="after")
+    def _elites_leave_room(self) -> Self:
+        if self.elites >= self.population:
+            raise ValueError(
+                f"elites must be fewer than population ({self.population}), got {self.elites}"
+            )
+        return self
+
+
+class FinetuneParams(_Training):
+    """The final training of the winner and of the best recipe."""
+
+
+class EvaluateParams(_Section):
+    """Nothing to choose yet."""
+
+
+class ExportParams(_Section):
+    """When an exported model is good enough."""
+
+    min_label_agreement: Annotated[float, Field(ge=0, le=1)]
+
+
+class RuntimeParams(_Section):
+    """The machine: none of it may change what is found, but device and precision by float noise."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    precision: Literal["auto", "fp32", "bf16"]
+    workers: Literal["auto"] | Count
+
+
+class TrackingParams(_Section):
+    """MLflow."""
+
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(_Section):
+    """All of ``params.yaml``."""
+
+    prepare: PrepareParams
+    model: ModelParams
+    search: SearchParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    runtime: RuntimeParams
+    tracking: TrackingParams
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        ParamsError: one line for each fault, naming file and key.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(
+            f"there is no params file {str(path)!r}; run from the repository's root, or name one "
+            "with --params"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ParamsError(f"{path}: expected sections such as 'search:', got {loaded!r}")
+    try:
+        return Params.model_validate(loaded)
+    except ValidationError as error:
+        faults = [_fault(dict(fault)) for fault in error.errors()]
+        raise ParamsError("\n".join(f"{path}: {fault}" for fault in faults)) from error
+
+
+def _fault(fault: dict[str, object]) -> str:
+    location = fault["loc"]
+    # A union such as 'auto' or a count reports one fault for each member, named in the location.
+    keys = [str(k) for k in location if not str(k).startswith(("literal", "constrained", "int"))]  # type: ignore[attr-defined]
+    key = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(keys)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; every key is written out, copy it from the default params.yaml"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if isinstance(fault["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {fault['input']!r}"
+
+
+def _suggestion(keys: list[str]) -> str:
+    """', did you mean …' for a key that is nearly right, else the keys that there are."""
+    section: type[BaseModel] = Params
+    for key in keys[:-1]:
+        annotation = section.model_fields[key].annotation
+        if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
+            return ""
+        section = annotation
+    known = list(section.model_fields)
+    near = get_close_matches(keys[-1], known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known) or 'none'}"

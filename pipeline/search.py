@@ -1,0 +1,167 @@
+"""The search stage: evolve plans on the prepared images, and keep the best one and the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from biotune.data.prepared import PreparedImages
+from biotune.finetuning.backbones import block_sizes, weights_identity
+from pipeline.console import percent, print_plan, print_table
+from pipeline.evolve import (
+    CONFIRMATION_SEEDS,
+    Confirmation,
+    EvaluatedCandidate,
+    SearchResult,
+    evolve,
+    new_search,
+)
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_compute, resolve_workers
+from pipeline.home import biotune_home
+from pipeline.outputs import write_csv, write_json
+from pipeline.params import Params
+from pipeline.plots import search_figures
+from pipeline.runs import TrainingRuns
+from pipeline.store import EvaluationStore, shared_inputs
+from pipeline.tables import confirmation_row, evaluation_row, tracked_genome
+from pipeline.tracking import StageRun, tracked_stage
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """Where the search stage writes."""
+
+    best_plan: Path
+    evaluations: Path
+    confirmations: Path
+    metrics: Path
+
+
+def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
+    """Search for the best plan, confirm it, write it down, and print it block by block.
+
+    Args:
+        params: the sections ``search``, ``model``, ``runtime`` and ``tracking`` are used.
+        prepared: folder that the prepare stage wrote.
+        files: to write; each appears whole, when the search is done.
+
+    Raises:
+        ValueError, OSError: before any training, for inputs that cannot be used.
+        SearchFailedError, LostWorkerError, FreezeProofError: as they say.
+    """
+    images = PreparedImages.open(prepared)
+    model, section = params.model, params.search
+    sizes = block_sizes(model.backbone, len(images.classes))
+    compute = resolve_compute(params.runtime.device, params.runtime.precision)
+    setup = TrainerSetup(prepared, model.backbone, model.weights, compute)
+    identity = weights_identity(model.backbone, model.weights)
+    home = biotune_home()
+    store = EvaluationStore(
+        home, shared_inputs(images.fingerprint, model.backbone, identity, compute)
+    )
+    workers = resolve_workers(params.runtime.workers, compute.device)
+    with (
+        tracked_stage("search", params, images.fingerprint, home) as tracked,
+        WorkerPool(setup, workers) as pool,
+        _Progress(params, sizes, tracked) as progress,
+    ):
+        result = evolve(
+            section,
+            tuple(sizes),
+            TrainingRuns(store, pool),
+            progress.evaluated,
+            progress.confirmed,
+        )
+        _write(result, files, sum(sizes.values()))
+        tracked.metrics(_headline(result, sum(sizes.values())))
+        tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
+        tracked.figures(search_figures(result.evaluated))
+    store.close()
+    _print_summary(result, sizes, section.base_lr)
+    return result
+
+
+@dataclass
+class _Progress:
+    """Shows and tracks every evaluation as soon as it is known."""
+
+    params: Params
+    sizes: dict[str, int]
+    tracked: StageRun
+    best: float = field(default=1.0, init=False)
+
+    def __enter__(self) -> _Progress:
+        section = self.params.search
+        candidates = new_search(section, tuple(self.sizes)).planned_evaluations
+        # The best recipe is confirmed beside the top k; it may be one of them.
+        total = candidates + section.confirm_top_k + 1
+        self.bar = tqdm(total=total, desc="search", unit="plan", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def evaluated(self, one: EvaluatedCandidate) -> None:
+        total = sum(self.sizes.values())
+        self.tracked.child(tracked_genome(one, self.params.search.base_lr, total))
+        self.best = min(self.best, one.candidate.fitness)
+        self.bar.set_postfix_str(f"best fitness {self.best:.4f}", refresh=False)
+        self.bar.update()
+
+    def confirmed(self, one: Confirmation) -> None:
+        self.bar.update()
+        accuracy = percent(1 - one.evaluation.fitness, 2)
+        self.bar.write(f"confirmed {one.name}: validation accuracy {accuracy}")
+
+
+def _write(result: SearchResult, files: SearchFiles, total: int) -> None:
+    evaluations = [evaluation_row(one, total) for one in result.evaluated]
+    write_csv(files.evaluations, evaluations, list(evaluations[0]))
+    confirmations = [confirmation_row(one, total) for one in result.confirmations]
+    write_csv(files.confirmations, confirmations, list(confirmations[0]))
+    write_json(files.metrics, _headline(result, total))
+    winner, recipe = result.winner, result.best_recipe
+    write_json(
+        files.best_plan,
+        {
+            "blocks": dict(winner.plan),
+            "genome": winner.candidate.genome.to_list() if winner.candidate else None,
+            "fitness": winner.evaluation.fitness,
+            "name": winner.name,
+            "best_recipe": {
+                "blocks": dict(recipe.plan),
+                "fitness": recipe.evaluation.fitness,
+                "name": recipe.name,
+            },
+        },
+    )
+
+
+def _headline(result: SearchResult, total: int) -> dict[str, float]:
+    """The figures that sum up a search, confirmed on fresh seeds."""
+    winner = result.winner.evaluation
+    return {
+        "fitness": winner.fitness,
+        "validation_accuracy": 1 - winner.fitness,
+        "best_recipe_validation_accuracy": 1 - result.best_recipe.evaluation.fitness,
+        "trained_parameters": winner.trained_parameters or 0,
+        "trained_share": (winner.trained_parameters or 0) / total,
+        "evaluations": len(result.evaluated),
+    }
+
+
+def _print_summary(result: SearchResult, sizes: dict[str, int], base_lr: float) -> None:
+    rows = [
+        (
+            one.name + (" (best recipe)" if one.recipe else ""),
+            percent(1 - one.evaluation.fitness, 2),
+            f"{one.evaluation.brier:.4f}" if one.evaluation.brier is not None else "",
+            percent((one.evaluation.trained_parameters or 0) / sum(sizes.values())),
+        )
+        for one in result.confirmations
+    ]
+    title = f"Confirmed on all of validation, mean of {CONFIRMATION_SEEDS} fresh seeds"
+    print_table(title, ["plan", "validation accuracy", "Brier", "parameters trained"], rows)
+    print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, base_lr)

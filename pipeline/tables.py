@@ -1,0 +1,97 @@
+"""A search's candidates and confirmations as table rows, for CSV files and for MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from biotune.plan import Evaluation, FineTunePlan
+from pipeline.evolve import Confirmation, EvaluatedCandidate
+from pipeline.tracking import TrackedRun
+
+
+def evaluation_row(one: EvaluatedCandidate, total_parameters: int) -> dict[str, Any]:
+    """One row of ``evaluations.csv``: a function of the search's inputs alone.
+
+    So it does not say what the store knew from an earlier search, nor how long anything took; that
+    is in MLflow. ``repeat_of`` is the earlier candidate of this search with the same plan and fold.
+    """
+    candidate = one.candidate
+    genes = zip(candidate.plan, candidate.genome.importances.tolist(), strict=True)
+    return {
+        "id": candidate.id,
+        "generation": candidate.generation,
+        "origin": candidate.origin,
+        "parents": " ".join(map(str, candidate.parents)),
+        "fold": candidate.fold,
+        **_scores(candidate.evaluation, total_parameters),
+        "repeat_of": one.repeat_of,
+        **_multipliers(candidate.plan),
+        **{f"importance.{block}": gene for block, gene in genes},
+        "threshold": candidate.genome.threshold,
+    }
+
+
+def confirmation_row(one: Confirmation, total_parameters: int) -> dict[str, Any]:
+    """One row of ``confirmations.csv``."""
+    return {
+        "name": one.name,
+        "is_recipe": one.recipe,
+        **_scores(one.evaluation, total_parameters),
+        **_multipliers(one.plan),
+    }
+
+
+def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: int) -> TrackedRun:
+    """A candidate as an MLflow run: what it is, where it came from, every epoch of every seed."""
+    candidate = one.candidate
+    scores = _scores(candidate.evaluation, total_parameters)
+    curves = {}
+    for run in one.runs:
+        curves[f"seed{run.task.seed}.train_loss"] = run.curve.train_loss
+        curves[f"seed{run.task.seed}.validation_accuracy"] = run.curve.validation_accuracy
+        curves[f"seed{run.task.seed}.validation_brier"] = run.curve.validation_brier
+    trained = sum(run.curve.seconds for run in one.runs if not run.from_store)
+    known = one.repeat_of is not None or all(run.from_store for run in one.runs)
+    return TrackedRun(
+        name=f"genome {candidate.id}",
+        params={
+            "genes": str([round(gene, 6) for gene in candidate.genome.to_list()]),
+            "mask": "".join("0" if m is None else "1" for m in candidate.plan.values()),
+            "generation": str(candidate.generation),
+            "origin": candidate.origin,
+            "parents": " ".join(map(str, candidate.parents)) or "none",
+            "fold": str(candidate.fold),
+            **{f"lr_multiplier.{b}": f"{m or 0:g}" for b, m in candidate.plan.items()},
+            **{f"lr.{b}": f"{(m or 0) * base_lr:.6g}" for b, m in candidate.plan.items()},
+        },
+        metrics={
+            **{k: v for k, v in scores.items() if isinstance(v, int | float)},
+            "seconds": sum(run.curve.seconds for run in one.runs),
+        },
+        curves=curves,
+        tags={
+            "biotune.kind": "genome",
+            "biotune.candidate": str(candidate.id),
+            "biotune.origin": candidate.origin,
+            "biotune.outcome": str(scores["outcome"]),
+            "biotune.store_hit": str(known).lower(),
+        },
+        seconds=trained,
+    )
+
+
+def _scores(evaluation: Evaluation | None, total_parameters: int) -> dict[str, Any]:
+    if evaluation is None:
+        raise ValueError("expected a candidate that was told its evaluation, got one without")
+    trained = evaluation.trained_parameters or 0
+    return {
+        "fitness": evaluation.fitness,
+        "brier": evaluation.brier,
+        "outcome": evaluation.outcome,
+        "trained_parameters": trained,
+        "trained_share": trained / total_parameters,
+    }
+
+
+def _multipliers(plan: FineTunePlan) -> dict[str, Any]:
+    return {f"lr_multiplier.{block}": multiplier for block, multiplier in plan.items()}

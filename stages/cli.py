@@ -1,0 +1,30 @@
+"""The ``biotune`` command group. The stages' modules import Click alone until one is run."""
+
+from __future__ import annotations
+
+import click
+
+from biotune import __version__
+from stages import evaluate, export, finetune, prepare, search
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """Evolve which blocks of a pretrained network to freeze and how fast the others learn.
+
+    The stages, in order: prepare, search, finetune, evaluate, export. `dvc repro` runs those that
+    are not up to date; each can be run by hand.
+
+    \b
+    Examples:
+      biotune search --help
+      biotune prepare --params my.yaml && biotune search --params my.yaml
+    """
+
+
+for _stage in (prepare, search, finetune, evaluate, export):
+    main.add_command(_stage.main, _stage.__name__.rpartition(".")[2])
+
+if __name__ == "__main__":
+    main()

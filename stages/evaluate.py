@@ -1,0 +1,58 @@
+"""``biotune evaluate``: how good the final model is, on images that no choice was made by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.options import FILE, StageCommand, out_option, params_option, prepared_option
+
+
+@click.command(cls=StageCommand)
+@params_option
+@prepared_option
+@click.option(
+    "--model",
+    type=FILE,
+    default=Path("artifacts/model/model.safetensors"),
+    show_default=True,
+    help="The winner, from the finetune stage.",
+)
+@click.option(
+    "--baseline",
+    type=FILE,
+    default=Path("artifacts/model/baseline.safetensors"),
+    show_default=True,
+    help="The best recipe, from the finetune stage.",
+)
+@out_option("--metrics", "artifacts/evaluation/metrics.json", "every figure")
+@out_option("--predictions", "artifacts/evaluation/predictions.csv", "one row per test image")
+@out_option("--confusion", "artifacts/evaluation/confusion.csv", "actual and predicted classes")
+@out_option("--classes", "artifacts/evaluation/classes.csv", "precision and recall per class")
+def main(
+    params_file: Path,
+    prepared: Path,
+    model: Path,
+    baseline: Path,
+    metrics: Path,
+    predictions: Path,
+    confusion: Path,
+    classes: Path,
+) -> None:
+    """Measure the final model, and the best recipe beside it, on the test images.
+
+    \b
+    Examples:
+      biotune evaluate
+      biotune evaluate --model my_model.safetensors --metrics /tmp/metrics.json
+    """
+    from pipeline.evaluate import EvaluateFiles, run
+    from pipeline.params import load_params
+
+    files = EvaluateFiles(metrics, predictions, confusion, classes)
+    run(load_params(params_file), prepared=prepared, model=model, baseline=baseline, files=files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""``biotune finetune``: train the winner for good, and the best recipe beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.options import FILE, StageCommand, out_option, params_option, prepared_option
+
+
+@click.command(cls=StageCommand)
+@params_option
+@prepared_option
+@click.option(
+    "--best-plan",
+    type=FILE,
+    default=Path("artifacts/search/best_plan.json"),
+    show_default=True,
+    help="File that the search stage wrote.",
+)
+@out_option("--model", "artifacts/model/model.safetensors", "the winner; its .json goes beside it")
+@out_option("--baseline", "artifacts/model/baseline.safetensors", "the best recipe, likewise")
+@out_option("--curves", "artifacts/model/curves.csv", "loss and accuracy of every epoch")
+@out_option("--metrics", "artifacts/model/metrics.json", "validation accuracy over the seeds")
+def main(
+    params_file: Path,
+    prepared: Path,
+    best_plan: Path,
+    model: Path,
+    baseline: Path,
+    curves: Path,
+    metrics: Path,
+) -> None:
+    """Train the search's winner, and the best known recipe in the same way.
+
+    Both are trained with every seed of finetune.training_seeds; the run that validates best is
+    kept. The recipe is what the winner is held against in the evaluate stage.
+
+    \b
+    Examples:
+      biotune finetune
+      biotune finetune --best-plan my_plan.json --model my_model.safetensors
+    """
+    from pipeline.finetune import FinetuneFiles, run
+    from pipeline.params import load_params
+
+    files = FinetuneFiles(model, baseline, curves, metrics)
+    run(load_params(params_file), prepared=prepared, best_plan=best_plan, files=files)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What all stage commands share: ``--params``, and errors that a person can read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+params_option = click.option(
+    "--params",
+    "params_file",
+    type=FILE,
+    default=Path("params.yaml"),
+    show_default=True,
+    help="Params file; every section is checked before any work.",
+)
+
+prepared_option = click.option(
+    "--prepared",
+    type=FOLDER,
+    default=Path("artifacts/prepared"),
+    show_default=True,
+    help="Folder that the prepare stage wrote.",
+)
+
+
+def out_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
+    """An option for a file that a stage writes."""
+    return click.option(
+        name, type=FILE, default=Path(default), show_default=True, help=f"Writes {what}."
+    )
+
+
+class StageCommand(click.Command):
+    """A command whose foreseen errors are one message, not a traceback.
+
+    ``BIOTUNE_TRACEBACK=1`` shows the traceback, for whoever looks for a fault in the code.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        from pipeline.errors import PipelineError
+
+        logging.basicConfig(format="%(levelname)s: %(message)s")
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, PipelineError) as error:
+            if os.environ.get("BIOTUNE_TRACEBACK"):
+                raise
+            raise click.ClickException(str(error)) from error

@@ -1,0 +1,38 @@
+"""``biotune prepare``: images in, arrays out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.options import FOLDER, StageCommand, params_option
+
+
+@click.command(cls=StageCommand)
+@params_option
+@click.option("--images", type=FOLDER, help="Where an image folder is.  [default: prepare.path]")
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=Path("artifacts/prepared"),
+    show_default=True,
+    help="Folder to write, replaced as a whole.",
+)
+def main(params_file: Path, images: Path | None, out: Path) -> None:
+    """Split, decode and resize labelled images, once, for all later stages.
+
+    \b
+    Examples:
+      biotune prepare
+      biotune prepare --params presets/images.yaml --images data/flowers
+    """
+    from pipeline.params import load_params
+    from pipeline.prepare import run
+
+    params = load_params(params_file)
+    run(params, images=images or Path(params.prepare.path), out=out)
+
+
+if __name__ == "__main__":
+    main()

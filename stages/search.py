@@ -1,0 +1,46 @@
+"""``biotune search``: evolve which blocks to freeze and how fast the others learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stages.options import StageCommand, out_option, params_option, prepared_option
+
+
+@click.command(cls=StageCommand)
+@params_option
+@prepared_option
+@out_option("--best-plan", "artifacts/search/best_plan.json", "the winner and the best recipe")
+@out_option("--evaluations", "artifacts/search/evaluations.csv", "one row per candidate")
+@out_option("--confirmations", "artifacts/search/confirmations.csv", "the best, on fresh seeds")
+@out_option("--metrics", "artifacts/search/metrics.json", "the figures that sum it up")
+def main(
+    params_file: Path,
+    prepared: Path,
+    best_plan: Path,
+    evaluations: Path,
+    confirmations: Path,
+    metrics: Path,
+) -> None:
+    """Search for the best fine-tuning plan: which blocks to freeze, how fast the others learn.
+
+    Every training run goes into the evaluation store (BIOTUNE_HOME, default .biotune), so a search
+    that was stopped goes on where it was when it is started again. Every genome goes to MLflow
+    (MLFLOW_TRACKING_URI, default a file in BIOTUNE_HOME; look at it with `make ui`).
+
+    \b
+    Examples:
+      biotune search
+      biotune search --params my.yaml --best-plan /tmp/best_plan.json
+    """
+    from pipeline.params import load_params
+    from pipeline.search import SearchFiles, run
+
+    files = SearchFiles(best_plan, evaluations, confirmations, metrics)
+    run(load_params(params_file), prepared=prepared, files=files)
+
+
+if __name__ == "__main__":
+    main()

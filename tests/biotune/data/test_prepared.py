@@ -1,0 +1,279 @@
+"""The prepared dataset: complete or absent, the same every time, and never loaded whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import biotune
+import biotune.data.transforms  # here, so that no test measures the memory of its import
+from biotune.data import DigitsSource, PreparedImages, prepare_images
+
+FILES = ["dataset.json", "images.npy", "samples.csv"]
+
+
+class MadeUpSource:
+    """Random images of two classes; ``copy_of`` makes images equal, ``broken`` one unreadable."""
+
+    name = "made_up"
+    classes = ("ash, white", "oak")
+    splits: list[str] | None = None
+
+    def __init__(self, count: int = 20, side: int = 6) -> None:
+        self.paths = [f"{index}.png" for index in range(count)]
+        self.labels = np.arange(count, dtype=np.int64) % 2
+        self.side = side
+        self.copy_of: dict[int, int] = {}
+        self.broken: int | None = None
+
+    def load(self, index: int) -> np.ndarray:
+        if index == self.broken:
+            raise ValueError(f"{self.paths[index]} cannot be read as an image")
+        rng = np.random.default_rng(self.copy_of.get(index, index))
+        return rng.integers(0, 256, (self.side, self.side + 2, 3), dtype=np.uint8)
+
+
+def prepare(out: Path, source: MadeUpSource | None = None, **changes) -> PreparedImages:
+    settings = {"image_size": 8, "train_images": 8, "validation_images": 6, "seed": 0} | changes
+    return prepare_images(source or MadeUpSource(), out, **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {child.name: child.read_bytes() for child in sorted(folder.iterdir())}
+
+
+def test_the_default_prepares_300_and_300_digits_and_keeps_the_rest_for_the_test(tmp_path):
+    source = DigitsSource()
+    prepared = prepare_images(
+        source, tmp_path / "p", image_size=8, train_images=300, validation_images=300, seed=0
+    )
+    assert [len(prepared.indices(s)) for s in ("train", "validation", "test")] == [300, 300, 1197]
+    assert prepared.classes == source.classes
+    assert prepared.labels.tolist() == source.labels.tolist()
+    assert np.array_equal(prepared.images[7], source.load(7))
+    assert prepared.duplicates_across_splits["count"] == 0
+
+
+def test_the_three_files_say_the_same(tmp_path):
+    prepared = prepare(tmp_path / "deep" / "prepared")
+    folder = prepared.folder
+    assert sorted(contents(folder)) == FILES
+    images = np.load(folder / "images.npy")
+    assert images.shape == (20, 8, 8, 3)
+    assert images.dtype == np.uint8
+    with (folder / "samples.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["path"] for row in rows] == prepared.paths == MadeUpSource().paths
+    assert rows[0]["label"] == "ash, white"
+    assert [row["split"] for row in rows] == prepared.splits.tolist()
+    dataset = json.loads((folder / "dataset.json").read_text())
+    assert dataset["classes"] == ["ash, white", "oak"]
+    assert dataset["image_size"] == 8
+    assert dataset["source"] == "made_up"
+    assert dataset["counts"]["train"] == {"ash, white": 4, "oak": 4}
+    assert dataset["counts"]["test"] == {"ash, white": 3, "oak": 3}
+    data = (folder / "images.npy").read_bytes() + (folder / "samples.csv").read_bytes()
+    assert dataset["fingerprint"] == prepared.fingerprint == hashlib.sha256(data).hexdigest()
+
+
+def test_two_runs_write_the_same_bytes_and_another_seed_another_split(tmp_path):
+    first, again = prepare(tmp_path / "one"), prepare(tmp_path / "two")
+    other = prepare(tmp_path / "three", seed=1)
+    assert contents(first.folder) == contents(again.folder)
+    assert first.splits.tolist() != other.splits.tolist()
+    assert first.fingerprint != other.fingerprint
+
+
+def test_images_are_memory_mapped_and_read_only(tmp_path):
+    prepared = prepare(tmp_path / "prepared")
+    assert isinstance(prepared.images, np.memmap)
+    assert not prepared.images.flags.writeable
+
+
+def test_preparing_does_not_hold_the_images_in_memory(tmp_path):
+    tracemalloc.start()
+    prepare(tmp_path / "prepared", MadeUpSource(count=200, side=128), image_size=128)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 128 * 128 * 3 / 4
+
+
+def test_on_image_is_called_for_each_image(tmp_path):
+    calls: list[None] = []
+    prepare(tmp_path / "prepared", on_image=lambda: calls.append(None))
+    assert len(calls) == 20
+
+
+def test_images_that_a_predefined_split_leaves_out_are_not_prepared(tmp_path):
+    source = MadeUpSource()
+    source.splits = ["train"] * 10 + ["validation"] * 6 + ["test"] * 4
+    prepared = prepare(tmp_path / "p", source, train_images=4, validation_images=None)
+    assert [len(prepared.indices(s)) for s in ("train", "validation", "test")] == [4, 6, 4]
+    assert len(prepared.images) == len(prepared.paths) == 14
+    assert prepared.paths[-1] == "19.png"
+
+
+def test_a_broken_image_leaves_nothing_half_written(tmp_path):
+    source = MadeUpSource()
+    source.broken = 11
+    with pytest.raises(ValueError, match=r"11\.png cannot be read"):
+        prepare(tmp_path / "artifacts" / "prepared", source)
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_an_old_dataset_stays_until_the_new_one_is_complete(tmp_path):
+    before = contents(prepare(tmp_path / "prepared").folder)
+    source = MadeUpSource()
+    source.broken = 11
+    with pytest.raises(ValueError, match="cannot be read"):
+        prepare(tmp_path / "prepared", source, seed=1)
+    assert contents(tmp_path / "prepared") == before
+    replaced = prepare(tmp_path / "prepared", seed=1)
+    assert contents(replaced.folder) != before
+    assert [child.name for child in tmp_path.iterdir()] == ["prepared"]
+
+
+def test_a_killed_process_leaves_the_old_dataset_intact(tmp_path):
+    before = contents(prepare(tmp_path / "prepared").folder)
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from biotune.data import DigitsSource, prepare_images\n"
+        "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare_images(DigitsSource(), Path(sys.argv[1]), image_size=8, train_images=300,\n"
+        "               validation_images=300, seed=0, on_image=kill)"
+    )
+    assert run_python(code, tmp_path / "prepared").returncode == -9
+    assert contents(tmp_path / "prepared") == before
+
+
+def test_a_folder_that_is_no_prepared_dataset_is_never_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.png").write_text("precious")
+    with pytest.raises(FileExistsError, match="photos exists and is not a prepared dataset"):
+        prepare(tmp_path / "photos")
+    assert (tmp_path / "photos" / "1.png").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1 pixel, got 0"),
+        ({"train_images": 18}, "18 train and 6 validation"),
+        ({"train_images": 1}, "1 train images .* each of the 2 classes"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_decoded(tmp_path, changes, message):
+    source = MadeUpSource()
+    source.broken = 0
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / "prepared", source, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    source = MadeUpSource()
+    source.labels = np.zeros(20, dtype=np.int64)
+    with pytest.raises(ValueError, match="class oak has no image"):
+        prepare(tmp_path / "prepared", source)
+
+
+def test_too_little_space_is_an_error_and_not_a_crash(tmp_path):
+    with pytest.raises(OSError, match=r"images\.npy needs .* bytes, but only .* are free"):
+        prepare(tmp_path / "prepared", image_size=10_000_000)
+
+
+def test_copies_in_another_split_are_reported(tmp_path):
+    splits = prepare(tmp_path / "plain").splits
+    train, test = (np.flatnonzero(splits == split) for split in ("train", "test"))
+    source = MadeUpSource()
+    source.copy_of = {int(test[0]): int(train[0]), int(train[2]): int(train[1])}
+    report = prepare(tmp_path / "copies", source).duplicates_across_splits
+    assert report == {
+        "count": 1,
+        "pairs": [{"train": f"{train[0]}.png", "test": f"{test[0]}.png"}],
+    }
+
+
+def test_at_most_twenty_pairs_of_copies_are_listed(tmp_path):
+    source = MadeUpSource(count=60)
+    source.copy_of = dict.fromkeys(range(60), 0)
+    report = prepare(tmp_path / "prepared", source).duplicates_across_splits
+    assert report["count"] == 52
+    assert len(report["pairs"]) == 20
+
+
+def test_indices_are_those_of_a_split(tmp_path):
+    prepared = prepare(tmp_path / "prepared")
+    indices = prepared.indices("validation")
+    assert indices.dtype == np.int64
+    assert set(prepared.splits[indices]) == {"validation"}
+    with pytest.raises(ValueError, match=r"unknown split 'val': .* train, validation, test"):
+        prepared.indices("val")
+
+
+def test_a_pickle_holds_the_folder_and_not_the_images(tmp_path):
+    prepared = prepare(tmp_path / "prepared", image_size=32)
+    pickled = pickle.dumps(prepared)
+    assert len(pickled) < 1000
+    assert np.array_equal(pickle.loads(pickled).images, prepared.images)  # noqa: S301
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_says_to_run_prepare(tmp_path, name):
+    folder = prepare(tmp_path / "prepared").folder
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing: run the prepare stage first"):
+        PreparedImages.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dataset.json", "{", "is damaged .* run the prepare stage again"),
+        ("dataset.json", "[]", "is damaged .* run the prepare stage again"),
+        ("dataset.json", '{"classes": ["ash, white"]}', "'oak' is not in dataset.json"),
+        ("samples.csv", "", "must have the columns path, label, split"),
+        ("samples.csv", "file,label\n", "must have the columns path, label, split"),
+        ("samples.csv", "path,label,split\n1.png,oak,train\n", r"\[20, 8, 8, 3\].*\[1, 8, 8, 3\]"),
+        ("samples.csv", "path,label,split\n" + "1.png,oak,dev\n" * 20, "unknown split 'dev'"),
+        ("images.npy", "", "is damaged"),
+        ("images.npy", "nonsense", "is damaged"),
+    ],
+)
+def test_damaged_files_are_clear_errors(tmp_path, name, content, message):
+    folder = prepare(tmp_path / "prepared").folder
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        PreparedImages.open(folder)
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(biotune.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=os.environ | {"PYTHONPATH": root},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_opening_imports_neither_torch_nor_scikit_learn(tmp_path):
+    folder = prepare(tmp_path / "prepared").folder
+    code = (
+        "import sys; from pathlib import Path; from biotune.data import PreparedImages\n"
+        "prepared = PreparedImages.open(Path(sys.argv[1]))\n"
+        "print(prepared.images.shape, {'torch', 'sklearn'} & set(sys.modules))"
+    )
+    result = run_python(code, folder)
+    assert result.stdout.strip() == "(20, 8, 8, 3) set()", result.stderr
