@@ -1,10 +1,9 @@
 """Does the search search? BioTune against random search, CMA-ES and TPE on test functions.
 
 Each seed is another problem with nine blocks: a *selective plan*, which trains 2 to 5 neighbouring
-blocks, each at an ideal rate of its own (0.6x to 10x), and freezes the others. This is the structure
-that the trial in shared/design/algorithm.md, section 7, found on a real network, where the best
-plans train a few middle blocks at high rates. A plan's *mismatch* with an ideal plan is the mean
-over the blocks of
+blocks, each at an ideal rate of its own (0.6x to 10x), and freezes the others. Trials on real
+networks found this structure: their best plans train a few neighbouring blocks at high rates. A
+plan's *mismatch* with an ideal plan is the mean over the blocks of
 
 - a block that should learn: 1 if frozen, else the squared distance of its log10 rate from the
   ideal, at most 1, so that a rate off by a factor of ten is as bad as not learning;
@@ -33,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import cmaes
+import cmaes  # type: ignore[import-untyped]
 import numpy as np
 import optuna
 
@@ -213,7 +212,7 @@ def summarise(trials: list[Trial], seeds: int) -> list[dict[str, object]]:
 
 def as_markdown(rows: list[dict[str, object]], seeds: int) -> str:
     lines = [
-        f"| function, {seeds} seeds | method | median true value | seeds won against random search |",
+        f"| function, {seeds} seeds | method | median true value | seeds won against random |",
         "|---|---|---|---|",
     ]
     for row in rows:

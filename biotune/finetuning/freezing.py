@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -63,7 +63,22 @@ def trained_parameters(backbone: Backbone, plan: FineTunePlan) -> int:
     return sum(p.numel() for block in plan.trained_blocks for p in backbone.parameters_of(block))
 
 
-def prove_frozen(backbone: Backbone, plan: FineTunePlan, start: Mapping[str, Tensor]) -> None:
+def has_zero_gradient(backbone: Backbone, block: str) -> bool:
+    """Whether the last backward pass reached a trained block, and every gradient was exactly zero.
+
+    It happens without any fault: where a frozen block behind it has only dead ReLUs for images
+    unlike those it was pretrained on. A gradient that is missing is a fault, and gives False.
+    """
+    gradients = [parameter.grad for parameter in backbone.parameters_of(block)]
+    return all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def prove_frozen(
+    backbone: Backbone,
+    plan: FineTunePlan,
+    start: Mapping[str, Tensor],
+    without_signal: Collection[str] = (),
+) -> None:
     """Check that a training run moved exactly the blocks that it should.
 
     Frozen means bit-equal to the start, buffers (BatchNorm's running statistics) included; trained
@@ -73,6 +88,8 @@ def prove_frozen(backbone: Backbone, plan: FineTunePlan, start: Mapping[str, Ten
         backbone: after training.
         plan: what it was trained by.
         start: a copy of ``network.state_dict()`` from before the first step.
+        without_signal: trained blocks whose gradient was exactly zero at every step, so that they
+            could not move; see :func:`has_zero_gradient`.
 
     Raises:
         FreezeProofError: naming the blocks at fault.
@@ -84,7 +101,8 @@ def prove_frozen(backbone: Backbone, plan: FineTunePlan, start: Mapping[str, Ten
         changed = [n for n in backbone.tensor_names(block) if not torch.equal(now[n], start[n])]
         if plan[block] is None and changed:
             moved.append(f"{block} ({changed[0]})")
-        if plan[block] is not None and not parameters.intersection(changed):
+        could_move = plan[block] is not None and block not in without_signal
+        if could_move and not parameters.intersection(changed):
             unmoved.append(block)
     if moved or unmoved:
         raise FreezeProofError(

@@ -22,6 +22,7 @@ from biotune.data.transforms import normalise
 from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.freezing import (
     apply_plan,
+    has_zero_gradient,
     prove_frozen,
     set_training_mode,
     trained_parameters,
@@ -178,7 +179,7 @@ def fit(
                 best_state = {n: t.clone() for n, t in backbone.network.state_dict().items()}
             if on_epoch is not None:
                 on_epoch()
-    prove_frozen(backbone, plan, start)
+    prove_frozen(backbone, plan, start, run.without_signal)
     return FitResult(run.curve(time.perf_counter() - started), best_state)
 
 
@@ -217,6 +218,7 @@ class _Run:
         self.accuracies: list[float] = []
         self.briers: list[float] = []
         self.diverged = False
+        self.without_signal = set(plan.trained_blocks)
 
     @property
     def over(self) -> bool:
@@ -254,6 +256,9 @@ class _Run:
                 loss = cross_entropy(logits, train.targets(positions, self.compute.device))
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self.without_signal = {
+                block for block in self.without_signal if has_zero_gradient(self.backbone, block)
+            }
             self.optimizer.step()
             self.schedule.step()
             losses.append(loss.detach())
