@@ -18,8 +18,8 @@ from biotune.finetuning.metrics import (
     mean_interval,
 )
 from biotune.finetuning.training import Compute, ImageSubset, predict_probabilities
+from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
-from pipeline.executors import resolve_compute
 from pipeline.home import biotune_home
 from pipeline.outputs import write_csv, write_json
 from pipeline.params import Params

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from biotune.evolution import BioTune, Candidate, recipes
+from biotune.evolution.candidate import Candidate
 from biotune.evolution.genome import decode
+from biotune.evolution.optimizer import BioTune
+from biotune.evolution.recipes import recipes
 from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
@@ -137,11 +139,15 @@ def evolve(
             first = first_with[told.plan, told.fold]
             evaluated[key] = EvaluatedCandidate(told, runs, first if first < key else None)
             on_evaluated(evaluated[key])
-    confirmations = []
-    for confirmation in _confirm(_contenders(search, params), params, run_tasks):
-        confirmations.append(confirmation)
+    contenders = _contenders(search, params)
+    confirmed: dict[FineTunePlan, Confirmation] = {}
+    for confirmation in _confirm(contenders, params, run_tasks):
+        confirmed[confirmation.plan] = confirmation
         on_confirmed(confirmation)
-    confirmations.sort(key=lambda one: one.evaluation.rank_key)
+    # The recipe is the first of the contenders, so that it wins what is equal in every respect.
+    confirmations = sorted(
+        (confirmed[one.plan] for one in contenders), key=lambda one: one.evaluation.rank_key
+    )
     if confirmations[0].evaluation.outcome != "finished":
         raise SearchFailedError(
             "every plan that was to be confirmed diverged or ran out of memory; try a smaller "

@@ -109,32 +109,6 @@ def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
     return int(cpu_count()) if device == "cpu" else 1
 
 
-def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> Compute:
-    """What ``runtime.device`` and ``runtime.precision`` mean on this machine.
-
-    ``auto`` is CUDA where there is one, and bf16 on CUDA, else fp32: on CPUs bf16 is slower for
-    networks with depthwise convolutions.
-
-    Raises:
-        ValueError: if the named device is not there.
-    """
-    import torch
-
-    from biotune.finetuning.training import Compute
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    index = torch.device(device).index or 0
-    if device != "cpu" and index >= torch.cuda.device_count():
-        raise ValueError(
-            f"runtime.device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA "
-            "devices; use 'auto' or 'cpu'"
-        )
-    if precision == "auto":
-        precision = "fp32" if device == "cpu" else "bf16"
-    return Compute(device, precision)
-
-
 _trainer: Trainer | None = None  # each worker process's own, built by _start_worker
 
 

@@ -18,9 +18,10 @@ from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
+from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_compute, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
 from pipeline.outputs import read_json, write_csv, write_json, written_beside
 from pipeline.params import Params

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from biotune.data import SPLITS, PreparedImages, open_source, prepare_images
+from biotune.data.prepared import PreparedImages, prepare_images
+from biotune.data.sources import open_source
+from biotune.data.splits import SPLITS
 from pipeline.console import print_table
 from pipeline.params import Params
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve
-from pipeline.executors import WorkerPool
 from pipeline.store import EvaluationStore
+
+
+class Workers(Protocol):
+    """Where runs happen; see :class:`pipeline.executors.WorkerPool`."""
+
+    def train(
+        self, tasks: Iterable[tuple[TrainingTask, Path | None]]
+    ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
+        """Run tasks side by side; yield each with its curve as soon as it is done."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class TrainingRun:
 class TrainingRuns:
     """Answers training tasks from the store, or trains them on the workers and stores them."""
 
-    def __init__(self, store: EvaluationStore, pool: WorkerPool) -> None:
+    def __init__(self, store: EvaluationStore, pool: Workers) -> None:
         self._store = store
         self._pool = pool
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
 from biotune.finetuning.backbones import block_sizes, weights_identity
+from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import (
     CONFIRMATION_SEEDS,
@@ -18,7 +19,7 @@ from pipeline.evolve import (
     evolve,
     new_search,
 )
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_compute, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
 from pipeline.outputs import write_csv, write_json
 from pipeline.params import Params

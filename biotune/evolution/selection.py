@@ -82,5 +82,5 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
         return factors
     relative_rank = np.arange(scores.size) / (len(ranking) - 1)
     numerators = scores + scores[0] * (relative_rank - 1)
-    factors[: scores.size] = np.clip(numerators / largest, 0, 1)
+    factors[: scores.size] = np.clip(numerators, 0, largest) / largest
     return factors

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from biotune.finetuning.backbones import Backbone, build_backbone
@@ -46,12 +47,12 @@ class ModelCard:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            KeyError, ValueError: for anything else.
+            KeyError, TypeError, ValueError: for anything else.
         """
         return cls(
             backbone=card["backbone"],
             classes=tuple(card["classes"]),
-            plan=FineTunePlan(card["plan"]),
+            plan=FineTunePlan(dict(card["plan"])),
             name=card["name"],
             image_size=card["image_size"],
             mean=_channels(card["mean"]),
@@ -78,7 +79,7 @@ def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
         card = ModelCard.from_json(json.loads(path.read_text(encoding="utf-8")))
         backbone = build_backbone(card.backbone, "none", len(card.classes))
         backbone.network.load_state_dict(load_file(weights))
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{weights} and {path} are no model of this version ({error}); run the finetune stage "
             "again"

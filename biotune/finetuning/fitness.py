@@ -83,15 +83,14 @@ class Trainer:
             ValueError: if the plan does not fit the network, or the folds do not fit the data.
             FreezeProofError: if a frozen block moved or a trained one did not.
         """
-        try:
-            return self._attempt(task, keep_best, on_epoch)
-        except torch.OutOfMemoryError:
+        for _ in range(2):
+            try:
+                return self._attempt(task, keep_best, on_epoch)
+            except torch.OutOfMemoryError:
+                pass
+            # Not inside `except`: there the traceback still holds the failed run's tensors.
             self._empty_caches()
-        try:
-            return self._attempt(task, keep_best, on_epoch)
-        except torch.OutOfMemoryError:
-            self._empty_caches()
-            return FitResult(LearningCurve((), (), (), 0, "infeasible", 0.0), None)
+        return FitResult(LearningCurve((), (), (), 0, "infeasible", 0.0), None)
 
     def _attempt(
         self, task: TrainingTask, keep_best: bool, on_epoch: Callable[[], None] | None

@@ -42,7 +42,10 @@ class TrainingSettings:
         epochs: at most this many passes over the training images, at least 1.
         patience: stop after this many epochs without a better validation accuracy, at least 1.
         batch_size: images a step, at least 2 (BatchNorm needs two).
-        base_lr: Adam's learning rate at multiplier 1.
+        base_lr: Adam's learning rate at multiplier 1, positive.
+
+    Raises:
+        ValueError: for anything else.
     """
 
     epochs: int
@@ -50,13 +53,28 @@ class TrainingSettings:
     batch_size: int
     base_lr: float
 
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.base_lr > 0:
+            raise ValueError(f"base_lr must be positive, got {self.base_lr}")
+
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision to run: a torch device, and ``fp32`` or ``bf16`` autocast."""
+    """Where and in which precision to run: a torch device, and ``fp32`` or ``bf16`` autocast.
+
+    Raises:
+        ValueError: for another precision.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
 
     def autocast(self) -> torch.autocast:
         """The context in which every forward pass runs."""
@@ -158,11 +176,14 @@ def fit(
         on_epoch: called after every epoch.
 
     Raises:
-        ValueError: if the plan trains nothing or names other blocks.
+        ValueError: if the plan trains nothing or names other blocks, or for fewer than two
+            training images.
         FreezeProofError: if a frozen block moved or a trained one did not.
     """
     if not plan.trained_blocks:
         raise ValueError(f"the plan trains no block, there is nothing to fit: {plan}")
+    if len(train) < 2:
+        raise ValueError(f"training needs at least 2 images, got {len(train)}")
     started = time.perf_counter()
     compute = compute or Compute()
     head_seed, order_seed, dropout_seed = _streams(seed, fold)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +31,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
+    except Exception as error:  # any other file may be any pickle, and fail in any way
         raise _not_a_state_dict(path, str(error).split("\n", 1)[0]) from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise _not_a_state_dict(path, f"it holds a {type(loaded).__name__}")
@@ -55,15 +53,16 @@ def torchvision_state_dict(weights: WeightsEnum) -> dict[str, Tensor]:
     """Download torchvision's weights, or read them from its cache.
 
     Raises:
-        WeightsError: without a connection, saying how to fetch the file by hand.
+        WeightsError: without a connection, or with a damaged file in the cache, saying how to
+            fetch the file by hand.
     """
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except Exception as error:  # as above: a file in the cache may be anything
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
-            f"could not download {weights} ({error}). Fetch {weights.url} on another machine and "
-            f"put it into {cache}, or name the file as model.weights."
+            f"could not download or read {weights} ({error}). Fetch {weights.url} on another "
+            f"machine and put it into {cache}, or name the file as model.weights."
         ) from error
 
 

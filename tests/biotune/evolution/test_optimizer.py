@@ -14,7 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biotune.evolution import BioTune, Candidate, Evaluation, Genome, decode, recipes
+from biotune.evolution import (
+    BioTune,
+    Candidate,
+    Evaluation,
+    Genome,
+    decode,
+    optimizer,
+    recipes,
+)
+from biotune.evolution.candidate import Individual
+from biotune.evolution.reproduction import Child, reproduce
+from biotune.evolution.selection import extinction_factors
 
 BLOCKS = ["stem", "layer1", "layer2", "layer3", "head"]
 MODES = ["batch", "sequential"]
@@ -165,6 +176,71 @@ def test_a_better_trial_replaces_its_elite_and_an_equal_one_does_not() -> None:
         for candidate in search.ask():
             search.tell(candidate, told.get(candidate.id, 0.7))
     assert [one.parents for one in search.ask()] == [(5,), (5,), (1,), (1,)]
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[list[Individual]]:
+    """The mating pool of every child that is bred from now on."""
+    seen: list[list[Individual]] = []
+
+    def spy(pool: list[Individual], *rest: object) -> Child:
+        seen.append(list(pool))
+        return reproduce(pool, *rest)
+
+    monkeypatch.setattr(optimizer, "reproduce", spy)
+    return seen
+
+
+def test_the_whole_population_mates_sorted_again_after_exploitation(
+    pools: list[list[Individual]],
+) -> None:
+    # Elites are 0 and 1. Trial 7, a step from 1, is the best of all; 0 stays as it is.
+    told = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 7: 0.05}
+    run(
+        BioTune(BLOCKS, population=4, generations=1, elites=2, seed_recipes=False),
+        lambda candidate: told.get(candidate.id, 0.7),
+    )
+    assert [[one.candidate.id for one in pool] for pool in pools] == [[7, 0, 2, 3]] * 2
+    # Extinction factors are those of the last ranking: 7 has that of 1, which it replaced.
+    factors = extinction_factors([Evaluation(told[i]) for i in range(4)])
+    assert [one.extinction for one in pools[0]] == pytest.approx(factors[[1, 0, 2, 3]])
+
+
+def test_momentum_starts_at_rest_and_belongs_to_the_individual(
+    pools: list[list[Individual]],
+) -> None:
+    def improving(candidate: Candidate) -> float:
+        if candidate.generation == 1 and candidate.origin == "exploitation":
+            return 0.9
+        return 1 / (2 + candidate.id)
+
+    search = run(BioTune(BLOCKS, population=5, generations=2, elites=1), improving)
+    first, *_, last = pools
+    assert not any(one.momentum.any() for one in first)
+    # In generation 2 the best child of generation 1 was replaced by a step from it, and the other
+    # children are in the pool themselves. The last is the elite of generation 0, still at rest.
+    origins = [search.history[one.candidate.id].origin for one in last]
+    assert origins == ["exploitation", "offspring", "offspring", "offspring", "random"]
+    assert [bool(one.momentum.any()) for one in last] == [True, True, True, True, False]
+
+
+def test_sequential_parents_are_not_compared_across_folds(pools: list[list[Individual]]) -> None:
+    def better_on_fold_1(candidate: Candidate) -> float:
+        return 1 / (1 + candidate.id)
+
+    for rescore, fold_0_stays in [(True, True), (False, False)]:
+        pools.clear()
+        search = BioTune(
+            BLOCKS,
+            population=8,
+            generations=1,
+            elites=1,
+            folds=2,
+            reproduction="sequential",
+            rescore_elites=rescore,
+        )
+        run(search, better_on_fold_1)
+        assert (sum(one.candidate.fold == 0 for one in pools[-1]) == 7) == fold_0_stays
 
 
 def test_the_genome_that_is_kept_is_the_genome_that_was_scored() -> None:

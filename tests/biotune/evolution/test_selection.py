@@ -99,6 +99,10 @@ def test_factors_lie_in_0_to_1_and_rise_with_the_rank(scores: list[float]) -> No
     assert factors[0] == 0
 
 
+def test_nearly_perfect_scores_do_not_overflow() -> None:
+    assert extinction_factors(finished(0.0, 5e-324, 1.0)).tolist() == [0.0, 0.5, 1.0]
+
+
 def test_an_unsorted_or_empty_ranking_is_refused() -> None:
     with pytest.raises(ValueError, match="sorted best first"):
         extinction_factors(finished(0.2, 0.1))

@@ -1,0 +1,166 @@
+"""The loop of ask and tell, and the confirmation that decides the winner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.training import LearningCurve
+from pipeline.evolve import (
+    CONFIRMATION_SEEDS,
+    Confirmation,
+    EvaluatedCandidate,
+    SearchFailedError,
+    SearchResult,
+    evolve,
+    new_search,
+)
+from pipeline.params import Params, SearchParams
+from tests.pipeline.trainings import BLOCKS, Trainings, curve
+
+
+def run(params: SearchParams, trainings: Trainings) -> SearchResult:
+    told: list[EvaluatedCandidate] = []
+    confirmed: list[Confirmation] = []
+    result = evolve(params, BLOCKS, trainings, told.append, confirmed.append)
+    assert sorted(one.candidate.id for one in told) == [
+        one.candidate.id for one in result.evaluated
+    ]
+    assert set(confirmed) == set(result.confirmations)
+    return result
+
+
+def changed(params: Params, **changes: Any) -> SearchParams:
+    return params.search.model_copy(update=changes)
+
+
+def middle_is_best(task: TrainingTask) -> LearningCurve:
+    """The fewer blocks but the middle one are trained, the better."""
+    others = sum(task.plan[block] is not None for block in BLOCKS if block != "middle")
+    return curve((0.9 if task.plan["middle"] else 0.5) - 0.1 * others)
+
+
+def test_every_planned_candidate_is_evaluated_and_the_best_plan_wins(
+    default_params: Params,
+) -> None:
+    params = changed(default_params, population=8, generations=4)
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
+    assert result.winner.plan.trained_blocks == ("middle",)
+    assert result.winner.evaluation.fitness == pytest.approx(0.1)
+
+
+def test_fitness_is_the_mean_over_all_training_seeds(default_params: Params) -> None:
+    params = changed(default_params, training_seeds=[0, 7], generations=1)
+    trainings = Trainings(lambda task: curve(0.8 if task.seed == 7 else 0.4))
+    result = run(params, trainings)
+    assert [one.candidate.fitness for one in result.evaluated] == [
+        pytest.approx(0.4) for _ in result.evaluated
+    ]
+    assert [run.task.seed for run in result.evaluated[0].runs] == [0, 7]
+
+
+def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> None:
+    params = changed(default_params, training_seeds=[0], confirm_top_k=4)
+    lucky = {"stem": 3.0, "middle": 3.0, "top": 3.0, "head": 3.0}
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        if dict(task.plan) == lucky:
+            return curve(0.99 if task.seed == 0 else 0.1)
+        return middle_is_best(task)
+
+    result = run(params, Trainings(answer))
+    best_in_search = min(result.evaluated, key=lambda one: one.candidate.fitness)
+    assert dict(best_in_search.candidate.plan) == lucky
+    assert dict(result.winner.plan) != lucky
+
+
+def test_confirmation_uses_fresh_seeds_and_the_whole_splits(default_params: Params) -> None:
+    params = changed(default_params, training_seeds=[2, 5], folds=2)
+    trainings = Trainings(middle_is_best)
+    result = run(params, trainings)
+    for one in result.confirmations:
+        assert [run.task.seed for run in one.runs] == [6, 7, 8]
+        assert {(run.task.fold, run.task.folds) for run in one.runs} == {(0, 1)}
+    assert CONFIRMATION_SEEDS == 3
+
+
+def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Params) -> None:
+    params = changed(default_params, population=8, confirm_top_k=2, generations=6)
+    result = run(params, Trainings(middle_is_best))
+    assert [one.recipe for one in result.confirmations].count(True) == 1
+    assert len({one.plan for one in result.confirmations}) == len(result.confirmations)
+    assert 2 <= len(result.confirmations) <= 3
+    tried = [one for one in result.evaluated if one.candidate.origin.startswith("recipe:")]
+    best = min(tried, key=lambda one: one.candidate.rank_key)
+    assert result.best_recipe.plan == best.candidate.plan
+    assert result.best_recipe.name == best.candidate.origin.removeprefix("recipe:")
+
+
+def test_a_winner_is_never_worse_than_the_best_recipe(default_params: Params) -> None:
+    for seed in range(5):
+        result = run(changed(default_params, seed=seed), Trainings(middle_is_best))
+        assert result.winner.evaluation.fitness <= result.best_recipe.evaluation.fitness
+
+
+def test_without_recipes_in_the_search_full_fine_tuning_is_the_one_to_beat(
+    default_params: Params,
+) -> None:
+    result = run(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
+    assert result.best_recipe.candidate is None
+    assert result.best_recipe.name == "full 1x"
+    assert set(result.best_recipe.plan.values()) == {1.0}
+
+
+def test_a_plan_that_comes_again_is_not_trained_again(default_params: Params) -> None:
+    # With one block, genomes that differ in a threshold alone often decode to one plan.
+    params = changed(default_params, population=4, elites=1, generations=8)
+    trainings = Trainings(lambda task: curve(0.5))
+    result = evolve(params, ("only",), trainings, lambda _: None, lambda _: None)
+    repeats = [one for one in result.evaluated if one.repeat_of is not None]
+    for one in repeats:
+        first = result.evaluated[one.repeat_of or 0]
+        assert first.candidate.plan == one.candidate.plan
+        assert first.candidate.id < one.candidate.id
+        assert first.repeat_of is None
+    plans = {one.candidate.plan for one in result.evaluated}
+    assert len(plans) == len(result.evaluated) - len(repeats)
+
+
+def test_failed_plans_are_neither_confirmed_nor_returned(default_params: Params) -> None:
+    def answer(task: TrainingTask) -> LearningCurve:
+        if task.plan["stem"] is not None:
+            return LearningCurve((), (), (), 10, "diverged", 0.1)
+        return middle_is_best(task)
+
+    result = run(changed(default_params, population=10, elites=2), Trainings(answer))
+    outcomes = {one.runs[0].curve.outcome for one in result.evaluated}
+    assert outcomes == {"finished", "diverged"}
+    for one in result.confirmations:
+        assert one.recipe or one.plan["stem"] is None
+    assert result.winner.plan["stem"] is None
+
+
+def test_a_search_in_which_everything_fails_ends_with_the_reason(default_params: Params) -> None:
+    trainings = Trainings(lambda _: LearningCurve((), (), (), 10, "diverged", 0.1))
+    with pytest.raises(SearchFailedError, match=r"diverged or ran out of memory.*base_lr"):
+        run(default_params.search, trainings)
+
+
+def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
+    default_params: Params,
+) -> None:
+    class Forwards(Trainings):
+        def __call__(self, tasks: Any) -> Any:
+            yield from reversed(list(super().__call__(tasks)))
+
+    backwards = run(default_params.search, Trainings(middle_is_best))
+    forwards = run(default_params.search, Forwards(middle_is_best))
+    assert [one.candidate for one in backwards.evaluated] == [
+        one.candidate for one in forwards.evaluated
+    ]
+    assert [one.plan for one in backwards.confirmations] == [
+        one.plan for one in forwards.confirmations
+    ]

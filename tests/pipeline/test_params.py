@@ -1,0 +1,108 @@
+"""``params.yaml`` is checked before any work, and each fault is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import Params, ParamsError, load_params
+
+DEFAULT = Path(__file__).parents[2] / "params.yaml"
+
+
+def faults(tmp_path: Path, **changes: Any) -> str:
+    """The error for the default with ``section__key=value`` changed."""
+    content = yaml.safe_load(DEFAULT.read_text())
+    for name, value in changes.items():
+        section, key = name.split("__")
+        content[section][key] = value
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError) as error:
+        load_params(path)
+    return str(error.value)
+
+
+def test_the_default_is_valid() -> None:
+    params = load_params(DEFAULT)
+    assert isinstance(params, Params)
+    assert params.search.population == yaml.safe_load(DEFAULT.read_text())["search"]["population"]
+
+
+def test_an_unknown_key_is_named_with_what_was_probably_meant(tmp_path: Path) -> None:
+    message = faults(tmp_path, search__populaton=5)
+    assert message == (
+        f"{tmp_path / 'my.yaml'}: search.populaton: unknown key; did you mean 'population'?"
+    )
+
+
+def test_an_unknown_key_like_no_other_lists_those_that_there_are(tmp_path: Path) -> None:
+    assert "known here: backbone, weights" in faults(tmp_path, model__zzz=5)
+
+
+def test_an_unknown_section_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(DEFAULT.read_text() + "\nserach: {}\n")
+    with pytest.raises(ParamsError, match="serach: unknown key; did you mean 'search'"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"search__population": "six"}, "search.population: Input should be a valid integer"),
+        ({"search__population": 1}, "search.population: Input should be greater than or equal"),
+        ({"search__base_lr": 0}, "search.base_lr: Input should be greater than 0"),
+        ({"search__base_lr": float("nan")}, "search.base_lr"),
+        ({"search__head": "frozen"}, "search.head: Input should be 'evolved' or 'trainable'"),
+        ({"search__training_seeds": []}, "search.training_seeds: List should have at least 1"),
+        ({"search__training_seeds": [1, 1]}, "search.training_seeds: each seed may occur once"),
+        ({"search__training_seeds": [0, -1]}, "search.training_seeds.1: Input should be greater"),
+        ({"search__elites": 6}, "search: elites must be fewer than population (6), got 6"),
+        ({"search__seed_recipes": "yes"}, "search.seed_recipes: Input should be a valid boolean"),
+        ({"finetune__epochs": 0}, "finetune.epochs: Input should be greater than or equal to 1"),
+        ({"finetune__batch_size": 1}, "finetune.batch_size: Input should be greater than or"),
+        ({"prepare__source": "digit"}, "prepare.source: Input should be 'digits' or 'image_folder"),
+        ({"prepare__image_size": 4}, "prepare.image_size: Input should be greater than or equal"),
+        ({"export__min_label_agreement": 1.5}, "export.min_label_agreement: Input should be less"),
+        ({"runtime__device": "tpu"}, "runtime.device: "),
+        ({"runtime__workers": 0}, "runtime.workers: "),
+        ({"tracking__experiment": ""}, "tracking.experiment: String should have at least 1"),
+    ],
+)
+def test_an_impossible_value_is_one_line_that_names_the_key(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
+    message = faults(tmp_path, **change)
+    assert expected in message
+    assert all(line.startswith(str(tmp_path / "my.yaml")) for line in message.splitlines())
+
+
+def test_a_missing_key_says_where_to_copy_it_from(tmp_path: Path) -> None:
+    content = yaml.safe_load(DEFAULT.read_text())
+    del content["search"]["elites"]
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match=r"search\.elites: missing; .* copy it from the default"):
+        load_params(path)
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    message = faults(tmp_path, search__population=0, finetune__epochs=0)
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["search: [", "just words", "- a list", ""])
+def test_what_is_not_a_params_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=str(path)):
+        load_params(path)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="--params"):
+        load_params(tmp_path / "none.yaml")

@@ -1,0 +1,100 @@
+"""What was trained once is never trained again, and only what is the same counts as the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.training import Compute, LearningCurve, TrainingSettings
+from pipeline.store import EvaluationStore, shared_inputs
+from tests.pipeline.trainings import curve, task
+
+ROOT = Path(__file__).parents[2]
+INPUTS = shared_inputs("data", "efficientnet_lite0", "weights", Compute())
+
+
+def test_a_curve_comes_back_as_it_was_after_the_file_was_closed(tmp_path: Path) -> None:
+    kept = curve(0.1 + 0.2, seconds=1 / 3)  # numbers that a careless format would round
+    store = EvaluationStore(tmp_path, INPUTS)
+    store.put(task(), kept)
+    store.close()
+    assert EvaluationStore(tmp_path, INPUTS).get(task()) == kept
+
+
+def test_an_unknown_task_is_none(tmp_path: Path) -> None:
+    assert EvaluationStore(tmp_path, INPUTS).get(task()) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        task(seed=1),
+        task({"stem": None, "middle": 2.01, "top": None, "head": 1.0}),
+        task({"stem": None, "middle": 2.0, "top": 1.0, "head": 1.0}),
+        replace(task(), fold=1, folds=2),
+        replace(task(), folds=2),
+        replace(task(), settings=TrainingSettings(3, 1, 4, 0.001)),
+        replace(task(), settings=TrainingSettings(2, 2, 4, 0.001)),
+        replace(task(), settings=TrainingSettings(2, 1, 8, 0.001)),
+        replace(task(), settings=TrainingSettings(2, 1, 4, 0.002)),
+    ],
+)
+def test_whatever_changes_a_run_changes_its_key(tmp_path: Path, other: TrainingTask) -> None:
+    store = EvaluationStore(tmp_path, INPUTS)
+    store.put(task(), curve(0.5))
+    assert store.get(other) is None
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        shared_inputs("other", "efficientnet_lite0", "weights", Compute()),
+        shared_inputs("data", "resnet50", "weights", Compute()),
+        shared_inputs("data", "efficientnet_lite0", "others", Compute()),
+        shared_inputs("data", "efficientnet_lite0", "weights", Compute("cuda")),
+        shared_inputs("data", "efficientnet_lite0", "weights", Compute("cpu", "bf16")),
+        {**INPUTS, "version": 0},
+        {**INPUTS, "torch": "1.0"},
+    ],
+)
+def test_whatever_all_runs_share_is_in_the_key_too(
+    tmp_path: Path, inputs: dict[str, object]
+) -> None:
+    EvaluationStore(tmp_path, INPUTS).put(task(), curve(0.5))
+    assert EvaluationStore(tmp_path, inputs).get(task()) is None
+
+
+def test_which_gpu_it_was_is_not_in_the_key() -> None:
+    first = shared_inputs("data", "b", "w", Compute("cuda:0"))
+    assert first == shared_inputs("data", "b", "w", Compute("cuda:1"))
+
+
+def test_a_diverged_run_is_kept_and_one_without_memory_is_not(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path, INPUTS)
+    diverged = LearningCurve((), (), (), 10, "diverged", 0.1)
+    store.put(task(), diverged)
+    store.put(task(seed=1), replace(diverged, outcome="infeasible"))
+    assert store.get(task()) == diverged
+    assert store.get(task(seed=1)) is None
+
+
+def test_what_was_put_survives_a_process_that_is_killed_right_after(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from tests.pipeline.trainings import curve, task
+from tests.pipeline.test_store import INPUTS
+from pipeline.store import EvaluationStore
+EvaluationStore(Path({str(tmp_path)!r}), INPUTS).put(task(), curve(0.5))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert EvaluationStore(tmp_path, INPUTS).get(task()) == curve(0.5)
