@@ -7,7 +7,9 @@ number of workers nor on which of them ran it.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -54,7 +56,6 @@ class WorkerPool:
     """
 
     def __init__(self, setup: TrainerSetup, workers: int) -> None:
-        self.workers = workers
         self._executor = ProcessPoolExecutor(
             max_workers=workers,
             # Forking a process that holds threads or a CUDA context is not safe.
@@ -116,10 +117,19 @@ def _start_worker(setup: TrainerSetup) -> None:
     global _trainer
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole process group; the main process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     _trainer = setup.build()
+
+
+def _end_with_parent() -> None:
+    """Wait for the main process, and leave with it: a killed search must leave nothing running."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train(task: TrainingTask, weights_file: Path | None) -> LearningCurve:

@@ -1,0 +1,152 @@
+"""Worker processes: the same result from any of them, and none left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from biotune.data.prepared import prepare_images
+from biotune.data.sources import open_source
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.training import Compute, LearningCurve, TrainingSettings
+from biotune.plan import FineTunePlan
+from pipeline.compute import resolve_compute
+from pipeline.executors import LostWorkerError, TrainerSetup, WorkerPool, resolve_workers
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = ("stem", *(f"blocks.{i}" for i in range(7)), "conv_head", "classifier")
+
+
+def task(seed: int, *trained: str) -> TrainingTask:
+    plan = FineTunePlan({block: 2.0 if block in trained else None for block in BLOCKS})
+    return TrainingTask(plan, seed, TrainingSettings(1, 1, 16, 0.001))
+
+
+TASKS = [
+    task(0, "classifier"),
+    task(1, "classifier"),
+    task(0, "blocks.6", "classifier"),
+    task(0, "conv_head"),
+]
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> TrainerSetup:
+    folder = tmp_path_factory.mktemp("executors") / "prepared"
+    source = open_source("digits", Path())
+    prepare_images(source, folder, image_size=32, train_images=40, validation_images=40, seed=0)
+    return TrainerSetup(folder, "efficientnet_lite0", "imagenet", Compute())
+
+
+def train(setup: TrainerSetup, workers: int, tasks: list[TrainingTask]) -> list[LearningCurve]:
+    with WorkerPool(setup, workers) as pool:
+        curves = dict(pool.train((one, None) for one in tasks))
+    return [replace(curves[one], seconds=0.0) for one in tasks]
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_and_any_order_give_the_same_bits(setup: TrainerSetup) -> None:
+    alone = train(setup, 1, TASKS)
+    assert train(setup, 2, TASKS[::-1])[::-1] == alone
+    assert len({curve.train_loss for curve in alone}) == len(TASKS)
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_written_where_they_are_wanted(
+    setup: TrainerSetup, tmp_path: Path
+) -> None:
+    files = {one: tmp_path / f"{i}.safetensors" for i, one in enumerate(TASKS[:2])}
+    with WorkerPool(setup, 1) as pool:
+        assert dict(pool.train(files.items())).keys() == files.keys()
+    first, second = (load_file(file) for file in files.values())
+    assert first.keys() == second.keys()
+    assert not first["classifier.weight"].equal(second["classifier.weight"])
+    assert first["conv_head.weight"].equal(second["conv_head.weight"])
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_reaches_the_caller(setup: TrainerSetup) -> None:
+    other = replace(TASKS[0], plan=FineTunePlan({"stem": 1.0}))
+    with WorkerPool(setup, 1) as pool, pytest.raises(ValueError, match="not those of efficient"):
+        list(pool.train([(other, None)]))
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_an_error_that_says_what_to_do_and_no_score(setup: TrainerSetup) -> None:
+    long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
+    killed = []
+    with WorkerPool(setup, 1) as pool:
+        results = pool.train([(TASKS[1], None), (long, None)])
+        next(results)
+        for process in multiprocessing.active_children():
+            process.kill()
+            killed.append(process)
+        with pytest.raises(LostWorkerError, match="run again to go on"):
+            next(results)
+    assert killed
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_killed_search(setup: TrainerSetup, tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        f"""
+import multiprocessing
+from pathlib import Path
+from dataclasses import replace
+from biotune.finetuning.training import Compute, TrainingSettings
+from pipeline.executors import TrainerSetup, WorkerPool
+from tests.pipeline.test_executors import TASKS
+
+if __name__ == "__main__":
+    setup = TrainerSetup(Path({str(setup.prepared)!r}), "efficientnet_lite0", "none", Compute())
+    long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
+    with WorkerPool(setup, 1) as pool:
+        results = pool.train([(TASKS[1], None), (long, None)])
+        next(results)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        next(results)
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as main:
+        assert main.stdout is not None
+        workers = [int(word) for word in main.stdout.readline().split()]
+        assert workers
+        main.kill()
+    deadline = time.monotonic() + 20
+    while any(_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker is still there 20 s after its main process"
+        time.sleep(0.1)
+
+
+def test_auto_is_a_worker_per_core_on_cpu_and_one_on_a_gpu() -> None:
+    assert resolve_workers("auto", "cpu") >= 1
+    assert resolve_workers("auto", "cuda") == 1
+    assert resolve_workers(7, "cuda") == 7
+
+
+def test_auto_precision_is_fp32_on_cpu_and_a_missing_device_is_named() -> None:
+    assert resolve_compute("cpu", "auto") == Compute("cpu", "fp32")
+    assert resolve_compute("cpu", "bf16") == Compute("cpu", "bf16")
+    with pytest.raises(ValueError, match=r"runtime\.device is 'cuda:99', but torch sees"):
+        resolve_compute("cuda:99", "auto")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that nobody has waited for is not running any more.
+    return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
