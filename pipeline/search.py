@@ -8,7 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
+from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, weights_identity
+from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import (
@@ -54,6 +56,8 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     """
     images = PreparedImages.open(prepared)
     model, section = params.model, params.search
+    for split in ("train", "validation"):  # that every class has enough images for the folds
+        stratified_folds(images.labels[images.indices(split)], section.folds, FOLD_SEED)
     sizes = block_sizes(model.backbone, len(images.classes))
     compute = resolve_compute(params.runtime.device, params.runtime.precision)
     setup = TrainerSetup(prepared, model.backbone, model.weights, compute)

@@ -1,0 +1,150 @@
+"""``dvc repro`` in a clone: everything once, nothing twice, after a change just what it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.imports import ROOT
+from tests.tiny import tiny_params, write_tiny_params
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A checkout of its own, with a home of its own."""
+
+    folder: Path
+
+    def run(self, *command: str) -> str:
+        """Run a command of this environment in the clone; its output. Fails if it fails."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            # pytest's settings are not for the stages' processes.
+            "PYTHONWARNINGS": "default",
+        }
+        environment.pop("BIOTUNE_HOME", None)
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def repro(self) -> set[str]:
+        """``dvc repro``; the stages that ran."""
+        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
+
+    def read(self, path: str) -> Any:
+        return json.loads((self.folder / path).read_text())
+
+    def set(self, **changes: Any) -> None:
+        write_tiny_params(self.folder / "params.yaml", **changes)
+
+    def search_runs(self) -> list[Any]:
+        client = MlflowClient(f"sqlite:///{self.folder / '.biotune' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("biotune")
+        assert experiment is not None
+        where = "tags.`biotune.stage` = 'search'"
+        return list(client.search_runs([experiment.experiment_id], where))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The working tree as it is, committed in a repository of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    copy = Clone(folder)
+    copy.set()
+    copy.run("git", "init", "--quiet")
+    copy.run("git", "config", "user.name", "A tester")
+    copy.run("git", "config", "user.email", "tester@example.org")
+    copy.run("git", "add", ".")
+    copy.run("git", "commit", "--quiet", "-m", "The working tree")
+    assert copy.repro() == {"prepare", "search", "finetune", "evaluate", "export"}
+    return copy
+
+
+def test_the_first_repro_ends_with_a_verified_classifier(clone: Clone) -> None:
+    metrics = clone.read("artifacts/evaluation/metrics.json")
+    assert {"accuracy", "balanced_accuracy", "f1_macro"} <= metrics.keys()
+    assert clone.read("artifacts/deploy/verification.json")["batch_1"]["label_agreement"] >= 0.999
+    assert (clone.folder / "artifacts/deploy/model.onnx").stat().st_size > 10_000_000
+
+
+def test_a_second_repro_runs_nothing(clone: Clone) -> None:
+    output = clone.run("dvc", "repro")
+    assert "Running stage" not in output
+    assert "up to date" in output
+
+
+def test_metrics_and_plots_show_what_was_found(clone: Clone) -> None:
+    shown = clone.run("dvc", "metrics", "show")
+    assert "artifacts/evaluation/metrics.json" in shown
+    assert "balanced_accuracy" in shown
+    clone.run("dvc", "plots", "show", "--out", "plots")
+    page = (clone.folder / "plots" / "index.html").read_text()
+    for name in ("confusion.csv", "evaluations.csv", "curves.csv"):
+        assert name in page
+    shutil.rmtree(clone.folder / "plots")
+
+
+def test_each_search_run_in_mlflow_has_a_child_for_every_candidate(clone: Clone) -> None:
+    (search,) = clone.search_runs()
+    client = MlflowClient(f"sqlite:///{clone.folder / '.biotune' / 'mlflow.db'}")
+    where = f"tags.`mlflow.parentRunId` = '{search.info.run_id}'"
+    children = client.search_runs([search.info.experiment_id], where)
+    evaluations = (clone.folder / "artifacts/search/evaluations.csv").read_text().splitlines()
+    assert len(children) == len(evaluations) - 1 == 5
+
+
+def test_one_changed_parameter_reruns_just_the_stages_that_it_decides(clone: Clone) -> None:
+    try:
+        clone.set(export__min_label_agreement=0.99)
+        assert clone.repro() == {"export"}
+        clone.set(export__min_label_agreement=0.99, runtime__workers=1)
+        assert clone.repro() == set()
+        before = clone.read("artifacts/search/best_plan.json")
+        clone.set(export__min_label_agreement=0.99, search__seed=1)
+        ran = clone.repro()
+        # Should another seed find the very same plan, there is nothing to do below the search.
+        found_another = clone.read("artifacts/search/best_plan.json") != before
+        assert ran == {"search"} | ({"finetune", "evaluate", "export"} if found_another else set())
+    finally:
+        clone.set()
+        clone.repro()
+
+
+def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone: Clone) -> None:
+    clone.run("git", "add", ".")
+    clone.run("git", "commit", "--quiet", "-m", "The results")
+    before = len(clone.search_runs())
+    output = clone.run("dvc", "exp", "run", "--temp", "--set-param", "search.generations=0")
+    assert "Ran experiment" in output
+    assert len(clone.search_runs()) == before + 1
+    assert yaml.safe_load((clone.folder / "params.yaml").read_text()) == tiny_params()
+    shown = clone.run("dvc", "exp", "show", "--json")
+    assert "search.generations" in shown or '"generations": 0' in shown

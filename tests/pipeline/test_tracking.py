@@ -1,0 +1,229 @@
+"""Every genome in MLflow, read back through MLflow; and tracking never stops a stage."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from biotune.finetuning.fitness import TrainingTask
+from pipeline.evolve import SearchResult, evolve
+from pipeline.params import Params
+from pipeline.plots import search_figures
+from pipeline.tables import tracked_genome
+from pipeline.tracking import PIPELINE_TAG, pipeline_id, tracked_stage, tracking_uri
+from tests.pipeline.trainings import BLOCKS, Trainings, curve
+
+BASE_LR = 0.001
+
+
+def search(params: Params, home: Path) -> SearchResult:
+    """A whole search that trains nothing, tracked as the search stage does it."""
+
+    def accuracy(task: TrainingTask) -> float:
+        return 0.5 + 0.1 * sum(multiplier is None for multiplier in task.plan.values())
+
+    with tracked_stage("search", params, "data", home) as tracked:
+        result = evolve(
+            params.search,
+            BLOCKS,
+            Trainings(lambda task: curve(accuracy(task))),
+            lambda one: tracked.child(tracked_genome(one, BASE_LR, total_parameters=100)),
+            lambda _: None,
+        )
+        tracked.metrics({"fitness": result.winner.evaluation.fitness})
+        tracked.figures(search_figures(result.evaluated))
+    return result
+
+
+def children(client: MlflowClient, parent: Run) -> list[Run]:
+    return list(
+        client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+            max_results=1000,
+        )
+    )
+
+
+def pipelines(client: MlflowClient) -> list[Run]:
+    experiment = client.get_experiment_by_name("biotune")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`{PIPELINE_TAG}` != ''")
+    return list(found)
+
+
+@pytest.fixture
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow server on SQLite."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        uri = f"http://127.0.0.1:{port}"
+        try:
+            _wait_for(f"{uri}/health", process, folder / "log")
+            yield uri
+        finally:
+            subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
+            process.wait(timeout=30)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(log.read_text()) from None
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_search_is_in_a_real_server_genome_by_genome(
+    server: str, default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    params = default_params.model_copy(
+        update={"search": default_params.search.model_copy(update={"training_seeds": [0, 3]})}
+    )
+    result = search(params, tmp_path)
+    assert not list(tmp_path.iterdir()), "with a server nothing is kept in files"
+
+    client = MlflowClient(server)
+    (pipeline,) = pipelines(client)
+    (stage,) = children(client, pipeline)
+    assert stage.info.run_name == "search"
+    assert stage.info.status == "FINISHED"
+    assert stage.data.params["search.population"] == str(params.search.population)
+    assert stage.data.metrics["fitness"] == pytest.approx(result.winner.evaluation.fitness)
+    plots = {file.path for file in client.list_artifacts(stage.info.run_id, "plots")}
+    assert plots == {
+        "plots/fitness_by_generation.png",
+        "plots/lr_multipliers.png",
+        "plots/accuracy_against_parameters.png",
+    }
+
+    genomes = {run.data.tags["biotune.candidate"]: run for run in children(client, stage)}
+    assert len(genomes) == len(result.evaluated)
+    for one in result.evaluated:
+        run, candidate = genomes[str(one.candidate.id)], one.candidate
+        assert run.info.status == "FINISHED"
+        genes = [float(gene) for gene in run.data.params["genes"].strip("[]").split(",")]
+        assert genes == pytest.approx(candidate.genome.to_list(), abs=1e-6)
+        for position, (block, multiplier) in enumerate(candidate.plan.items()):
+            assert run.data.params["mask"][position] == ("0" if multiplier is None else "1")
+            assert float(run.data.params[f"lr_multiplier.{block}"]) == (multiplier or 0)
+            rate = float(run.data.params[f"lr.{block}"])
+            assert rate == pytest.approx((multiplier or 0) * BASE_LR, rel=1e-5)
+        assert run.data.params["generation"] == str(candidate.generation)
+        assert run.data.params["origin"] == candidate.origin
+        assert run.data.params["parents"] == (" ".join(map(str, candidate.parents)) or "none")
+        assert run.data.metrics["fitness"] == pytest.approx(candidate.fitness)
+        assert run.data.metrics["trained_parameters"] == 10
+        assert run.data.metrics["trained_share"] == pytest.approx(0.1)
+        assert run.data.metrics["seconds"] == pytest.approx(1.0)
+        assert run.data.tags["biotune.outcome"] == "finished"
+        for seed, own in zip((0, 3), one.runs, strict=True):
+            for name in ("train_loss", "validation_accuracy"):
+                history = client.get_metric_history(run.info.run_id, f"seed{seed}.{name}")
+                points = sorted((point.step, point.value) for point in history)
+                assert points == list(enumerate(getattr(own.curve, name)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_store")
+def test_without_a_server_runs_go_to_a_sqlite_file_in_the_home(
+    default_params: Params, tmp_path: Path
+) -> None:
+    result = search(default_params, tmp_path)
+    with tracked_stage("finetune", default_params, "data", tmp_path) as tracked:
+        tracked.artifacts([Path(__file__)])
+    client = MlflowClient(tracking_uri(tmp_path))
+    (pipeline,) = pipelines(client)
+    assert pipeline.data.tags[PIPELINE_TAG] == pipeline_id(default_params, "data")
+    assert pipeline.info.status == "FINISHED"
+    stages = {run.info.run_name: run for run in children(client, pipeline)}
+    assert set(stages) == {"search", "finetune"}
+    assert len(children(client, stages["search"])) == len(result.evaluated)
+    assert list((tmp_path / "mlartifacts").rglob(Path(__file__).name))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_store")
+def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
+    default_params: Params, tmp_path: Path
+) -> None:
+    for stage, error in (("search", ValueError("broken")), ("finetune", KeyboardInterrupt())):
+        with (
+            pytest.raises(type(error)),
+            tracked_stage(stage, default_params, "data", tmp_path),
+        ):
+            raise error
+    client = MlflowClient(tracking_uri(tmp_path))
+    (pipeline,) = pipelines(client)
+    status = {run.info.run_name: run.info.status for run in children(client, pipeline)}
+    assert status == {"search": "FAILED", "finetune": "KILLED"}
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_is_said_and_stops_nothing(
+    default_params: Params,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = search(default_params, tmp_path)
+    assert result.winner
+    assert "MLflow does not answer, the search stage goes on untracked" in caplog.text
+    # One for each genome, one for the metrics, three pictures, and the run's end.
+    assert f"{len(result.evaluated) + 5} records of the search stage are not in" in caplog.text
+
+
+def test_a_pipeline_is_told_from_another_by_params_and_data_but_not_by_the_machine(
+    default_params: Params,
+) -> None:
+    own = pipeline_id(default_params, "data")
+    more_workers = default_params.runtime.model_copy(update={"workers": 7})
+    other_search = default_params.search.model_copy(update={"seed": 1})
+    assert own == pipeline_id(default_params.model_copy(update={"runtime": more_workers}), "data")
+    assert own != pipeline_id(default_params.model_copy(update={"search": other_search}), "data")
+    assert own != pipeline_id(default_params, "other data")
+
+
+def test_store_hits_and_repeats_are_tagged_and_take_no_time(default_params: Params) -> None:
+    trainings = Trainings(lambda _: curve(0.5))
+    first = evolve(default_params.search, BLOCKS, trainings, lambda _: None, lambda _: None)
+    again = evolve(default_params.search, BLOCKS, trainings, lambda _: None, lambda _: None)
+    fresh = tracked_genome(first.evaluated[0], BASE_LR, 100)
+    known = tracked_genome(again.evaluated[0], BASE_LR, 100)
+    assert (fresh.tags["biotune.store_hit"], fresh.seconds) == ("false", 0.5)
+    assert (known.tags["biotune.store_hit"], known.seconds) == ("true", 0.0)
+    repeat = tracked_genome(replace(first.evaluated[1], repeat_of=0), BASE_LR, 100)
+    assert repeat.tags["biotune.store_hit"] == "true"

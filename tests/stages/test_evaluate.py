@@ -1,0 +1,80 @@
+"""``biotune evaluate`` by hand: success, and what a person may do wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from biotune.data.prepared import PreparedImages
+from stages import prepare
+from stages.evaluate import main
+from tests.stages.conftest import Pipeline
+from tests.tiny import write_tiny_params
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_prints_the_winner_beside_the_best_recipe(pipeline: Pipeline) -> None:
+    result = pipeline.results["evaluate"]
+    assert result.exit_code == 0, result.output
+    assert "block by block" in result.output
+    assert "accuracy" in result.output
+    assert "Gain over the best recipe:" in result.output
+
+
+def test_every_figure_is_there_and_follows_from_the_predictions(pipeline: Pipeline) -> None:
+    metrics = json.loads((pipeline.artifacts / "evaluation/metrics.json").read_text())
+    for own in (metrics, metrics["best_recipe"]):
+        low, high = own["accuracy_interval_95"]
+        assert 0 <= low <= own["accuracy"] <= high <= 1
+        for name in ("balanced_accuracy", "f1_macro", "average_precision_macro"):
+            assert 0 <= own[name] <= 1
+        assert -1 <= own["cohen_kappa"] <= 1
+        assert 0 <= own["expected_calibration_error"] <= 1
+        assert 0 < own["trained_share"] <= 1
+    table = pd.read_csv(pipeline.artifacts / "evaluation/predictions.csv", dtype=str)
+    assert list(table.columns) == ["path", "label", "predicted", "probability"]
+    assert (table.label == table.predicted).mean() == pytest.approx(metrics["accuracy"])
+    gain = metrics["accuracy"] - metrics["best_recipe"]["accuracy"]
+    assert metrics["gain_over_best_recipe"]["accuracy"] == pytest.approx(gain)
+
+
+def test_there_is_a_prediction_for_every_test_image_and_no_other(pipeline: Pipeline) -> None:
+    images = PreparedImages.open(pipeline.artifacts / "prepared")
+    table = pd.read_csv(pipeline.artifacts / "evaluation/predictions.csv", dtype=str)
+    indices = images.indices("test")
+    assert list(table.path) == [images.paths[index] for index in indices]
+    assert list(table.label) == [images.classes[images.labels[index]] for index in indices]
+
+
+def test_the_confusion_and_the_classes_agree_with_the_predictions(pipeline: Pipeline) -> None:
+    folder = pipeline.artifacts / "evaluation"
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    confusion = pd.read_csv(folder / "confusion.csv", dtype=str)
+    assert list(confusion.actual) == list(table.label)
+    assert list(confusion.predicted) == list(table.predicted)
+    classes = pd.read_csv(folder / "classes.csv", dtype={"class": str}).set_index("class")
+    recall = (table.label == table.predicted).groupby(table.label).mean()
+    assert classes.recall.to_dict() == pytest.approx(recall.to_dict())
+
+
+def test_a_model_of_other_images_is_refused(in_pipeline: Pipeline, tmp_path: Path) -> None:
+    params = write_tiny_params(tmp_path / "my.yaml", prepare__image_size=48)
+    other = str(tmp_path / "prepared")
+    done = CliRunner().invoke(prepare.main, ["--params", str(params), "--out", other])
+    assert done.exit_code == 0, done.output
+    metrics = tmp_path / "metrics.json"
+    result = CliRunner().invoke(main, ["--prepared", other, "--metrics", str(metrics)])
+    assert result.exit_code == 1
+    assert "was trained on other images than those prepared" in result.output
+    assert not metrics.exists()
+
+
+def test_a_missing_model_says_which_stage_to_run(in_pipeline: Pipeline, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--model", str(tmp_path / "no.safetensors")])
+    assert result.exit_code == 1
+    assert "run the finetune stage first" in result.output

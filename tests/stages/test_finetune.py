@@ -1,0 +1,93 @@
+"""``biotune finetune`` by hand: success, and what a person may do wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from biotune.finetuning.checkpoints import load_model
+from biotune.finetuning.training import ImageSubset, predict_probabilities
+from stages.finetune import main
+from tests.stages.conftest import Pipeline
+from tests.tiny import write_tiny_params
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
+    pipeline: Pipeline,
+) -> None:
+    result = pipeline.results["finetune"]
+    assert result.exit_code == 0, result.output
+    best = json.loads((pipeline.artifacts / "search/best_plan.json").read_text())
+    _, winner = load_model(pipeline.artifacts / "model/model.safetensors")
+    _, recipe = load_model(pipeline.artifacts / "model/baseline.safetensors")
+    assert dict(winner.plan) == best["blocks"]
+    assert dict(recipe.plan) == best["best_recipe"]["blocks"]
+    assert winner.classes == tuple("0123456789")
+
+
+def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) -> None:
+    from biotune.data.prepared import PreparedImages
+    from biotune.finetuning.metrics import validation_scores
+
+    images = PreparedImages.open(pipeline.artifacts / "prepared")
+    subset = ImageSubset(images.images, images.labels, images.indices("validation"))
+    backbone, card = load_model(pipeline.artifacts / "model/model.safetensors")
+    accuracy, _ = validation_scores(
+        predict_probabilities(backbone, subset), images.labels[subset.indices]
+    )
+    metrics = json.loads((pipeline.artifacts / "model/metrics.json").read_text())
+    # A few images of forty may fall the other way, on more threads than training uses.
+    assert accuracy == pytest.approx(card.validation_accuracy, abs=0.051)
+    assert metrics["winner"]["validation_accuracy"] == card.validation_accuracy
+    assert metrics["winner"]["validation_accuracy_sd"] is None  # from one seed there is none
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "is damaged"),
+        ("{}", "winner has no 'name'"),
+        ('{"name": "x", "blocks": {"stem": 1.0}, "best_recipe": {}}', "but the network's are"),
+        ('{"name": "x", "blocks": {"stem": -1.0}}', "must be a positive finite number"),
+        (None, "run the search stage first"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_before_any_training(
+    in_pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    expected: str,
+) -> None:
+    monkeypatch.setattr("pipeline.executors.ProcessPoolExecutor.submit", pytest.fail)
+    plan = tmp_path / "plan.json"
+    if text is not None:
+        plan.write_text(text)
+    model = tmp_path / "model.safetensors"
+    result = CliRunner().invoke(main, ["--best-plan", str(plan), "--model", str(model)])
+    assert result.exit_code == 1
+    assert expected in result.output
+    assert "Traceback" not in result.output
+    assert not model.exists()
+
+
+def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
+    in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from biotune.finetuning.training import LearningCurve
+
+    def diverges(_: object, tasks: object) -> object:
+        return [(task, LearningCurve((), (), (), 1, "diverged", 0.0)) for task, _ in tasks]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("pipeline.executors.WorkerPool.train", diverges)
+    params = write_tiny_params(tmp_path / "my.yaml")
+    model = tmp_path / "out" / "model.safetensors"
+    result = CliRunner().invoke(main, ["--params", str(params), "--model", str(model)])
+    assert result.exit_code == 1
+    assert "ended as diverged; try a smaller finetune.base_lr" in result.output
+    assert not list(model.parent.iterdir())

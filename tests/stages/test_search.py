@@ -1,0 +1,136 @@
+"""``biotune search`` by hand: success, going on where it was, and what a person may do wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from biotune.evolution import Genome, decode
+from biotune.plan import FineTunePlan
+from stages.search import main
+from tests.stages.conftest import Pipeline
+from tests.tiny import write_tiny_params
+
+pytestmark = pytest.mark.slow
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_prints_the_winner_block_by_block(pipeline: Pipeline) -> None:
+    result = pipeline.results["search"]
+    assert result.exit_code == 0, result.output
+    assert "The winner: " in result.output
+    for block in ("stem", "blocks.0", "blocks.6", "conv_head", "classifier"):
+        assert block in result.output
+    assert "best recipe" in result.output
+
+
+def test_the_best_plan_is_the_confirmed_winner_and_its_genome_decodes_to_it(
+    pipeline: Pipeline,
+) -> None:
+    best = json.loads((pipeline.artifacts / "search/best_plan.json").read_text())
+    plan = FineTunePlan(best["blocks"])
+    assert decode(Genome.from_genes(best["genome"]), tuple(plan)) == plan
+    confirmed = rows(pipeline.artifacts / "search/confirmations.csv")
+    assert float(confirmed[0]["fitness"]) == best["fitness"]
+    assert best["fitness"] == min(float(row["fitness"]) for row in confirmed)
+    recipe = next(row for row in confirmed if row["is_recipe"] == "True")
+    assert (recipe["name"], float(recipe["fitness"])) == (
+        best["best_recipe"]["name"],
+        best["best_recipe"]["fitness"],
+    )
+
+
+def test_there_is_a_row_for_every_candidate(pipeline: Pipeline) -> None:
+    table = rows(pipeline.artifacts / "search/evaluations.csv")
+    assert [row["id"] for row in table] == [str(i) for i in range(5)]  # N + 2E + N - E
+    metrics = json.loads((pipeline.artifacts / "search/metrics.json").read_text())
+    assert metrics["evaluations"] == 5
+    for row in table:
+        importances = [float(v) for k, v in row.items() if k.startswith("importance.")]
+        multipliers = {
+            k.removeprefix("lr_multiplier."): float(v) if v else None
+            for k, v in row.items()
+            if k.startswith("lr_multiplier.")
+        }
+        genome = Genome(importances, float(row["threshold"]))
+        assert decode(genome, tuple(multipliers)) == FineTunePlan(multipliers)
+
+
+def test_a_second_search_trains_nothing_and_finds_the_same_byte_for_byte(
+    in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_training(*_: object) -> None:
+        raise AssertionError("everything is in the store")
+
+    monkeypatch.setattr("pipeline.executors.ProcessPoolExecutor.submit", no_training)
+    names = ("best_plan.json", "evaluations.csv", "confirmations.csv", "metrics.json")
+    options = ("--best-plan", "--evaluations", "--confirmations", "--metrics")
+    words = [
+        word
+        for option, name in zip(options, names, strict=True)
+        for word in (option, str(tmp_path / name))
+    ]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    for name in names:
+        first = in_pipeline.artifacts / "search" / name
+        assert (tmp_path / name).read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model__backbone": "resnet5"}, "unknown backbone 'resnet5'"),
+        ({"model__weights": "nothing.safetensors"}, "there is no file 'nothing.safetensors'"),
+        ({"runtime__device": "cuda:99"}, "runtime.device is 'cuda:99'"),
+        ({"search__folds": 9}, "folds"),
+    ],
+)
+def test_bad_params_are_one_message_before_any_training(
+    in_pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    expected: str,
+) -> None:
+    monkeypatch.setattr("pipeline.executors.ProcessPoolExecutor.submit", pytest.fail)
+    params = write_tiny_params(tmp_path / "my.yaml", **changes)
+    best = tmp_path / "best.json"
+    result = CliRunner().invoke(main, ["--params", str(params), "--best-plan", str(best)])
+    assert result.exit_code == 1
+    assert expected in result.output
+    assert "Traceback" not in result.output
+    assert not best.exists()
+
+
+def test_an_unknown_key_reads_as_a_person_would_hope(tmp_path: Path) -> None:
+    params = write_tiny_params(tmp_path / "my.yaml", search__populaton=5)
+    result = CliRunner().invoke(main, ["--params", str(params)])
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: {params}: search.populaton: unknown key; did you mean 'population'?\n"
+    )
+
+
+def test_without_prepared_images_it_says_which_stage_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_params(tmp_path / "params.yaml")
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 1
+    assert "run the prepare stage first" in result.output
+
+
+def test_help_shows_an_example() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert "Examples:" in result.output
+    assert "biotune search --params my.yaml" in result.output
