@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.genome import decode
 from biotune.evolution.optimizer import BioTune
@@ -22,7 +24,7 @@ RunTasks = Callable[[Iterable[TrainingTask]], Iterator[TrainingRun]]
 """Trains tasks, or knows them already; yields each distinct one once, in any order."""
 
 CONFIRMATION_SEEDS = 3
-"""Fresh training seeds for each plan that is confirmed (section 5 of the method)."""
+"""Fresh training seeds for each plan that is confirmed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EvaluatedCandidate:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A plan trained on the whole splits with fresh seeds, so that its score is no lucky one.
+    """A plan's score from fresh seeds, and fresh divisions of the images: no lucky one.
 
     Attributes:
         name: ``candidate 12``, or the recipe's name.
@@ -61,6 +63,19 @@ class Confirmation:
     evaluation: Evaluation
     runs: tuple[TrainingRun, ...]
 
+    def lead_over(self, other: Confirmation) -> tuple[float, float]:
+        """Mean difference in validation accuracy, on the same seeds and images; its standard error.
+
+        Both must be finished.
+        """
+        own, others = (
+            np.array([max(run.curve.validation_accuracy) for run in one.runs])
+            for one in (self, other)
+        )
+        differences = own - others
+        spread = differences.std(ddof=1) / np.sqrt(len(differences))
+        return float(differences.mean()), float(spread)
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -76,8 +91,17 @@ class SearchResult:
 
     @property
     def winner(self) -> Confirmation:
-        """The confirmed plan with the best score."""
-        return self.confirmations[0]
+        """The confirmed plan with the best score, if it is clearly better than the best recipe.
+
+        A plan that was found must lead by more than one standard error of its paired differences
+        to the recipe; else the recipe wins, which nobody searched for and luck did not choose (the
+        one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984).
+        """
+        best, recipe = self.confirmations[0], self.best_recipe
+        if recipe.evaluation.outcome != "finished":
+            return best
+        lead, standard_error = best.lead_over(recipe)
+        return best if lead > standard_error else recipe
 
     @property
     def best_recipe(self) -> Confirmation:
@@ -218,7 +242,12 @@ def _confirm(
     fresh = max(params.training_seeds) + 1
     tasks = {
         contender.name: [
-            TrainingTask(contender.plan, seed, training_settings(params))
+            TrainingTask(
+                contender.plan,
+                seed,
+                training_settings(params),
+                resample=seed if params.confirm_on == "resampled" else None,
+            )
             for seed in range(fresh, fresh + CONFIRMATION_SEEDS)
         ]
         for contender in contenders

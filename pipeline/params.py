@@ -72,6 +72,7 @@ class SearchParams(_Training):
     rescore_elites: bool
     reproduction: Literal["batch", "sequential"]
     confirm_top_k: Count
+    confirm_on: Literal["resampled", "validation"]
 
     @model_validator(mode="after")
     def _elites_leave_room(self) -> Self:

@@ -167,6 +167,13 @@ def _print_summary(result: SearchResult, sizes: dict[str, int], base_lr: float) 
         )
         for one in result.confirmations
     ]
-    title = f"Confirmed on all of validation, mean of {CONFIRMATION_SEEDS} fresh seeds"
+    title = f"Confirmed: mean of {CONFIRMATION_SEEDS} fresh seeds"
     print_table(title, ["plan", "validation accuracy", "Brier", "parameters trained"], rows)
+    best, recipe = result.confirmations[0], result.best_recipe
+    if result.winner is not best:
+        lead, standard_error = best.lead_over(recipe)
+        print(
+            f"{best.name} leads the best recipe by {100 * lead:.2f} points, which is within the "
+            f"standard error of {100 * standard_error:.2f}: the recipe wins."
+        )
     print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, base_lr)

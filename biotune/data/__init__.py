@@ -11,7 +11,14 @@ The resize that training and the exported network share is in ``biotune.data.tra
 
 from biotune.data.prepared import PreparedImages, prepare_images
 from biotune.data.sources import DigitsSource, ImageFolderSource, ImageSource, open_source
-from biotune.data.splits import SPLITS, Split, assign_splits, stratified_folds, stratified_split
+from biotune.data.splits import (
+    SPLITS,
+    Split,
+    assign_splits,
+    resample,
+    stratified_folds,
+    stratified_split,
+)
 
 __all__ = [
     "SPLITS",
@@ -23,6 +30,7 @@ __all__ = [
     "assign_splits",
     "open_source",
     "prepare_images",
+    "resample",
     "stratified_folds",
     "stratified_split",
 ]

@@ -141,6 +141,28 @@ def stratified_folds(labels: NDArray[Any], folds: int, seed: int) -> list[NDArra
     return [part.astype(np.int64) for _, part in parts]
 
 
+def resample(
+    labels: NDArray[Any], validation: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide images anew into some to train on and some to validate on, stratified.
+
+    Args:
+        labels: class of every image, ``[N]``.
+        validation: how many of them to validate on.
+        seed: the same seed and labels give the same division.
+
+    Returns:
+        Ascending indices into ``labels``, to train on and to validate on; every class is in both.
+
+    Raises:
+        ValueError: if there are too few images, of a class or in all.
+    """
+    everything = np.arange(len(labels), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    held_out = _draw(labels, everything, validation, "validation", rng, leave=1)
+    return np.setdiff1d(everything, held_out), held_out
+
+
 def _draw(
     labels: NDArray[Any],
     candidates: NDArray[np.int64],

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from biotune.data.prepared import PreparedImages
-from biotune.data.splits import stratified_folds
+from biotune.data.splits import resample, stratified_folds
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.training import (
     Compute,
@@ -41,6 +42,9 @@ class TrainingTask:
         settings: epochs, patience, batch size, base_lr.
         fold: trains and validates on this fold of the training and validation splits.
         folds: how many folds there are; 1 means the whole splits.
+        resample: None for the training and validation images as they were prepared; a seed to
+            divide them anew into two splits of the same sizes, so that a plan which was chosen by
+            these validation images can be judged by others. Only with one fold.
     """
 
     plan: FineTunePlan
@@ -48,6 +52,7 @@ class TrainingTask:
     settings: TrainingSettings
     fold: int = 0
     folds: int = 1
+    resample: int | None = None
 
 
 class Trainer:
@@ -96,11 +101,16 @@ class Trainer:
         self, task: TrainingTask, keep_best: bool, on_epoch: Callable[[], None] | None
     ) -> FitResult:
         self.backbone.network.load_state_dict(self._pretrained)
+        if task.resample is None:
+            train = self.subset("train", task.fold, task.folds)
+            validation = self.subset("validation", task.fold, task.folds)
+        else:
+            train, validation = self.resampled(task.resample)
         return fit(
             self.backbone,
             task.plan,
-            self.subset("train", task.fold, task.folds),
-            self.subset("validation", task.fold, task.folds),
+            train,
+            validation,
             task.settings,
             seed=task.seed,
             fold=task.fold,
@@ -112,9 +122,19 @@ class Trainer:
     def subset(self, split: str, fold: int = 0, folds: int = 1) -> ImageSubset:
         """One fold of a split; the whole split by default."""
         indices = self.prepared.indices(split)
-        labels = self.prepared.labels
-        chosen = stratified_folds(labels[indices], folds, FOLD_SEED)[fold]
-        return ImageSubset(self.prepared.images, labels, indices[chosen])
+        chosen = stratified_folds(self.prepared.labels[indices], folds, FOLD_SEED)[fold]
+        return self._images(indices[chosen])
+
+    def resampled(self, seed: int) -> tuple[ImageSubset, ImageSubset]:
+        """The training and validation images together, divided anew into splits of these sizes."""
+        train, validation = (self.prepared.indices(split) for split in ("train", "validation"))
+        pool = np.sort(np.concatenate([train, validation]))
+        parts = resample(self.prepared.labels[pool], len(validation), seed)
+        train, validation = (pool[part] for part in parts)
+        return self._images(train), self._images(validation)
+
+    def _images(self, indices: NDArray[np.int64]) -> ImageSubset:
+        return ImageSubset(self.prepared.images, self.prepared.labels, indices)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Give the network these tensors, so that it can predict."""
