@@ -77,12 +77,18 @@ def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> 
     assert dict(result.winner.plan) != lucky
 
 
-def test_confirmation_uses_fresh_seeds_and_the_whole_splits(default_params: Params) -> None:
-    params = changed(default_params, training_seeds=[2, 5], folds=2)
-    trainings = Trainings(middle_is_best)
-    result = run(params, trainings)
+@pytest.mark.parametrize(
+    ("confirm_on", "divisions"), [("resampled", [6, 7, 8]), ("validation", [None, None, None])]
+)
+def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
+    default_params: Params, confirm_on: str, divisions: list[int | None]
+) -> None:
+    params = changed(default_params, training_seeds=[2, 5], folds=2, confirm_on=confirm_on)
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.confirmations) > 1
     for one in result.confirmations:
         assert [run.task.seed for run in one.runs] == [6, 7, 8]
+        assert [run.task.resample for run in one.runs] == divisions
         assert {(run.task.fold, run.task.folds) for run in one.runs} == {(0, 1)}
     assert CONFIRMATION_SEEDS == 3
 
@@ -164,3 +170,31 @@ def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
     assert [one.plan for one in backwards.confirmations] == [
         one.plan for one in forwards.confirmations
     ]
+
+
+def leading_by(points: list[float]) -> Trainings:
+    """Plans that train the middle block alone lead every other one by this much, seed by seed."""
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        only_middle = task.plan.trained_blocks == ("middle",)
+        # Another plan than the recipe's own, which also trains the middle alone in four blocks.
+        lead = points[task.seed % 3] if only_middle and task.plan["middle"] != 5.0 else 0.0
+        return curve(0.8 + lead)
+
+    return Trainings(answer)
+
+
+@pytest.mark.parametrize(
+    ("points", "recipe_wins"),
+    [([0.01, 0.03, 0.02], False), ([0.03, -0.03, 0.01], True), ([0.01, 0.01, 0.01], False)],
+)
+def test_a_lead_within_its_standard_error_leaves_the_win_to_the_recipe(
+    default_params: Params, points: list[float], recipe_wins: bool
+) -> None:
+    params = changed(default_params, population=30, generations=0)
+    result = run(params, leading_by(points))
+    best = result.confirmations[0]
+    assert not best.recipe
+    assert best.lead_over(result.best_recipe)[0] == pytest.approx(sum(points) / 3)
+    assert result.winner.recipe is recipe_wins
+    assert result.winner is (result.best_recipe if recipe_wins else best)

@@ -38,6 +38,7 @@ def test_an_unknown_task_is_none(tmp_path: Path) -> None:
         task({"stem": None, "middle": 2.0, "top": 1.0, "head": 1.0}),
         replace(task(), fold=1, folds=2),
         replace(task(), folds=2),
+        replace(task(), resample=0),
         replace(task(), settings=TrainingSettings(3, 1, 4, 0.001)),
         replace(task(), settings=TrainingSettings(2, 2, 4, 0.001)),
         replace(task(), settings=TrainingSettings(2, 1, 8, 0.001)),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from biotune.data.splits import assign_splits, stratified_folds, stratified_split
+from biotune.data.splits import assign_splits, resample, stratified_folds, stratified_split
 
 class_sizes = st.lists(st.integers(2, 30), min_size=2, max_size=8)
 
@@ -143,3 +143,21 @@ def test_folds_depend_on_the_seed_alone():
 def test_impossible_folds_say_what_to_do(folds, message):
     with pytest.raises(ValueError, match=message.replace("(2)", re.escape("(2)"))):
         stratified_folds(labels_of([5, 2]), folds, seed=0)
+
+
+@given(sizes=class_sizes, data=st.data(), seed=st.integers(0, 99))
+def test_resampling_divides_all_images_into_two_splits_with_every_class_in_both(sizes, data, seed):
+    labels, classes = labels_of(sizes), len(sizes)
+    validation = data.draw(st.integers(classes, len(labels) - classes))
+    train_indices, validation_indices = resample(labels, validation, seed)
+    assert sorted([*train_indices, *validation_indices]) == list(range(len(labels)))
+    assert len(validation_indices) == validation
+    for part in (train_indices, validation_indices):
+        assert set(labels[part]) == set(range(classes))
+
+
+def test_resampling_is_repeatable_and_another_seed_divides_differently():
+    labels = labels_of([40, 40])
+    first, again, other = (resample(labels, 40, seed)[0].tolist() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other

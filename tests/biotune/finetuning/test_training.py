@@ -228,6 +228,14 @@ def test_a_run_gives_the_same_bits_whatever_ran_before(trainer):
     assert toy.equal(again.best_state, before.best_state)
 
 
+def test_dropout_is_drawn_from_the_runs_own_seed():
+    curves = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        curves.append(apart_from_time(run(toy.plan(middle=1.0)).curve))
+    assert curves[0] == curves[1]
+
+
 def test_another_seed_or_fold_is_another_run():
     plan = toy.plan(stem=1.0, head=1.0)
     losses = {run(plan, seed=s, fold=f).curve.train_loss for s, f in [(0, 0), (1, 0), (0, 1)]}
