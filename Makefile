@@ -2,6 +2,7 @@
 
 VENV := .venv
 PYTHON ?= python3
+PORT ?= 5000
 BIN := $(VENV)/bin
 PATH := $(abspath $(BIN)):$(PATH)
 export PATH
@@ -27,8 +28,8 @@ check: $(VENV)/.dev-installed  ## Format, lint and types
 	ruff check .
 	mypy
 
-ui: $(VENV)/.run-installed  ## Serve MLflow at http://127.0.0.1:5000
-	python -m pipeline.ui
+ui: $(VENV)/.run-installed  ## Serve MLflow at http://127.0.0.1:5000 (PORT=5001 for another)
+	biotune ui --port $(PORT)
 
 clean:  ## Remove the artifacts and the environment; DVC's cache, the evaluation store and MLflow stay
 	rm -rf artifacts $(VENV) .mypy_cache .ruff_cache .pytest_cache

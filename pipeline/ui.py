@@ -1,4 +1,4 @@
-"""Serve MLflow on what this machine has tracked: ``make ui``."""
+"""Serve MLflow on what this machine has tracked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pipeline.home import biotune_home
 from pipeline.tracking import tracking_uri
 
 
-def main() -> int:
-    """Run the MLflow server until it is stopped; its exit code."""
+def serve(port: int) -> int:
+    """Run the MLflow server, on this machine alone, until it is stopped; its exit code.
+
+    Args:
+        port: to listen at.
+    """
     home = biotune_home()
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5000"),
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", tracking_uri(home)),
         *("--default-artifact-root", (home / "mlartifacts").as_uri()),
     ]
@@ -21,7 +25,3 @@ def main() -> int:
         return subprocess.call(command)
     except KeyboardInterrupt:  # Ctrl-C is how one stops it
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

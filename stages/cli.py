@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from biotune import __version__
-from stages import evaluate, export, finetune, prepare, search
+from stages import evaluate, export, finetune, prepare, search, ui
 
 
 @click.group()
@@ -23,8 +23,8 @@ def main() -> None:
     """
 
 
-for _stage in (prepare, search, finetune, evaluate, export):
-    main.add_command(_stage.main, _stage.__name__.rpartition(".")[2])
+for _command in (prepare, search, finetune, evaluate, export, ui):
+    main.add_command(_command.main, _command.__name__.rpartition(".")[2])
 
 if __name__ == "__main__":
     main()

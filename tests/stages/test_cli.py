@@ -20,15 +20,18 @@ def test_it_lists_every_stage_with_what_it_does() -> None:
         assert f"\n  {stage} " in result.output
 
 
+STAGES = sorted(set(cli.main.commands) - {"ui"})
+
+
 @pytest.mark.parametrize("stage", sorted(cli.main.commands))
 def test_every_command_has_help_with_an_example(stage: str) -> None:
     result = CliRunner().invoke(cli.main, [stage, "--help"])
     assert result.exit_code == 0
     assert f"\n    biotune {stage}\n" in result.output
-    assert "--params" in result.output
+    assert ("--params" in result.output) == (stage in STAGES)
 
 
-@pytest.mark.parametrize("stage", sorted(cli.main.commands))
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_runs_as_a_module_as_dvc_runs_it(stage: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}", "--help"],
