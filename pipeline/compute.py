@@ -12,8 +12,8 @@ from biotune.finetuning.training import Compute
 def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> Compute:
     """What ``runtime.device`` and ``runtime.precision`` mean on this machine.
 
-    ``auto`` is CUDA where there is one, and bf16 on CUDA, else fp32: on CPUs bf16 is slower for
-    networks with depthwise convolutions.
+    ``auto`` is CUDA where there is one, and bf16 where a GPU computes in it, else fp32: on CPUs
+    bf16 is slower for networks with depthwise convolutions.
 
     Raises:
         ValueError: if the named device is not there.
@@ -27,5 +27,6 @@ def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> 
             "devices; use 'auto' or 'cpu'"
         )
     if precision == "auto":
-        precision = "fp32" if device == "cpu" else "bf16"
+        bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "fp32"
     return Compute(device, precision)

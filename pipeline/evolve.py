@@ -23,8 +23,12 @@ Key = TypeVar("Key")
 RunTasks = Callable[[Iterable[TrainingTask]], Iterator[TrainingRun]]
 """Trains tasks, or knows them already; yields each distinct one once, in any order."""
 
-CONFIRMATION_SEEDS = 3
+CONFIRMATION_SEEDS = 5
 """Fresh training seeds for each plan that is confirmed."""
+
+CLEAR_LEAD = 2.0
+"""Standard errors by which a plan must lead the best recipe to win: with five seeds a one-sided
+paired t-test at the 6 % level. Less is nothing, as the best of several plans leads by luck."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,14 @@ class SearchResult:
     def winner(self) -> Confirmation:
         """The confirmed plan with the best score, if it is clearly better than the best recipe.
 
-        A plan that was found must lead by more than one standard error of its paired differences
-        to the recipe; else the recipe wins, which nobody searched for and luck did not choose (the
-        one-standard-error rule of Breiman et al., Classification and Regression Trees, 1984).
+        A plan that was found must lead by more than :data:`CLEAR_LEAD` standard errors of its
+        paired differences to the recipe; else the recipe wins, which luck did not choose.
         """
         best, recipe = self.confirmations[0], self.best_recipe
         if recipe.evaluation.outcome != "finished":
             return best
         lead, standard_error = best.lead_over(recipe)
-        return best if lead > standard_error else recipe
+        return best if lead > CLEAR_LEAD * standard_error else recipe
 
     @property
     def best_recipe(self) -> Confirmation:

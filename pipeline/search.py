@@ -14,6 +14,7 @@ from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import (
+    CLEAR_LEAD,
     CONFIRMATION_SEEDS,
     Confirmation,
     EvaluatedCandidate,
@@ -173,7 +174,7 @@ def _print_summary(result: SearchResult, sizes: dict[str, int], base_lr: float) 
     if result.winner is not best:
         lead, standard_error = best.lead_over(recipe)
         print(
-            f"{best.name} leads the best recipe by {100 * lead:.2f} points, which is within the "
-            f"standard error of {100 * standard_error:.2f}: the recipe wins."
+            f"{best.name} leads the best recipe by {100 * lead:.2f} points, less than "
+            f"{CLEAR_LEAD:g} standard errors of {100 * standard_error:.2f}: the recipe wins."
         )
     print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, base_lr)

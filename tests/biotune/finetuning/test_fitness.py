@@ -90,6 +90,27 @@ def test_a_fold_trains_on_its_part_and_validates_on_the_same_part(trainer, monke
     assert not np.intersect1d(seen[0][0], seen[1][0]).size
 
 
+def test_a_resampled_task_divides_the_same_images_anew_and_never_takes_test_images(
+    trainer, monkeypatch
+):
+    seen = []
+
+    def note(backbone, plan, train, validation, settings, **options):
+        seen.append((train.indices, validation.indices))
+        return FitResult(curve((0.5,), (0.5,)), None)
+
+    monkeypatch.setattr(fitness, "fit", note)
+    for resample in (5, 5, None):
+        trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS, resample=resample))
+    (train, validation), again, prepared = seen
+    both = np.concatenate([train, validation])
+    assert np.array_equal(np.sort(both), np.sort(np.concatenate(prepared)))
+    assert not np.intersect1d(both, trainer.prepared.indices("test")).size
+    assert [len(train), len(validation)] == [40, 40]
+    assert not np.array_equal(train, prepared[0])
+    assert np.array_equal(train, again[0])
+
+
 def test_every_task_starts_from_the_pretrained_tensors_buffers_included(trainer, monkeypatch):
     starts: list[dict[str, torch.Tensor]] = []
     real = fitness.fit
