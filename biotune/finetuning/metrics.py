@@ -72,12 +72,18 @@ def classifier_scores(
 
 
 def mean_interval(values: NDArray[np.float64]) -> list[float]:
-    """95 % percentile bootstrap interval [low, high] of a mean; the draws are always the same."""
+    """95 % percentile bootstrap interval [low, high] of a mean; the draws are always the same.
+
+    Of a single value, nothing is known of the spread: the interval is that value.
+    """
+    if len(values) == 1:
+        return [float(values[0]), float(values[0])]
     result = bootstrap(
         (values,),
         np.mean,
         n_resamples=BOOTSTRAP_RESAMPLES,
         method="percentile",
+        batch=100,  # resamples held in memory at a time
         rng=np.random.default_rng(0),
     )
     return [float(result.confidence_interval.low), float(result.confidence_interval.high)]

@@ -128,3 +128,7 @@ def test_each_class_has_its_precision_recall_f1_and_number_of_images():
 def test_a_class_never_predicted_and_never_seen_scores_zero():
     rows = class_scores(np.array([0, 1]), np.array([0, 1]), ["ash", "birch", "cedar"])
     assert rows[2] == {"class": "cedar", "precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 0}
+
+
+def test_the_interval_of_a_single_value_is_that_value() -> None:
+    assert mean_interval(np.array([0.25])) == [0.25, 0.25]
