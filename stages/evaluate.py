@@ -6,25 +6,17 @@ from pathlib import Path
 
 import click
 
-from stages.options import FILE, StageCommand, out_option, params_option, prepared_option
+from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
 
 
 @click.command(cls=StageCommand)
 @params_option
 @prepared_option
-@click.option(
-    "--model",
-    type=FILE,
-    default=Path("artifacts/model/model.safetensors"),
-    show_default=True,
-    help="The winner, from the finetune stage.",
-)
-@click.option(
+@in_option("--model", "artifacts/model/model.safetensors", "The winner, from the finetune stage.")
+@in_option(
     "--baseline",
-    type=FILE,
-    default=Path("artifacts/model/baseline.safetensors"),
-    show_default=True,
-    help="The best recipe, from the finetune stage.",
+    "artifacts/model/baseline.safetensors",
+    "The best recipe, from the finetune stage.",
 )
 @out_option("--metrics", "artifacts/evaluation/metrics.json", "every figure")
 @out_option("--predictions", "artifacts/evaluation/predictions.csv", "one row per test image")

@@ -6,18 +6,14 @@ from pathlib import Path
 
 import click
 
-from stages.options import FILE, StageCommand, out_option, params_option, prepared_option
+from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
 
 
 @click.command(cls=StageCommand)
 @params_option
 @prepared_option
-@click.option(
-    "--model",
-    type=FILE,
-    default=Path("artifacts/model/model.safetensors"),
-    show_default=True,
-    help="The model to export, from the finetune stage.",
+@in_option(
+    "--model", "artifacts/model/model.safetensors", "The model to export, from the finetune stage."
 )
 @out_option("--onnx", "artifacts/deploy/model.onnx", "the model: raw pixels in, probabilities out")
 @out_option("--labels", "artifacts/deploy/labels.json", "class names in the order of the outputs")

@@ -6,19 +6,13 @@ from pathlib import Path
 
 import click
 
-from stages.options import FILE, StageCommand, out_option, params_option, prepared_option
+from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
 
 
 @click.command(cls=StageCommand)
 @params_option
 @prepared_option
-@click.option(
-    "--best-plan",
-    type=FILE,
-    default=Path("artifacts/search/best_plan.json"),
-    show_default=True,
-    help="File that the search stage wrote.",
-)
+@in_option("--best-plan", "artifacts/search/best_plan.json", "File that the search stage wrote.")
 @out_option("--model", "artifacts/model/model.safetensors", "the winner; its .json goes beside it")
 @out_option("--baseline", "artifacts/model/baseline.safetensors", "the best recipe, likewise")
 @out_option("--curves", "artifacts/model/curves.csv", "loss and accuracy of every epoch")

@@ -33,6 +33,11 @@ prepared_option = click.option(
 )
 
 
+def in_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
+    """An option for a file that an earlier stage wrote."""
+    return click.option(name, type=FILE, default=Path(default), show_default=True, help=what)
+
+
 def out_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
     """An option for a file that a stage writes."""
     return click.option(
