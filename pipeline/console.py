@@ -20,11 +20,6 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     Console().print(table)
 
 
-def print_facts(title: str, facts: Mapping[str, object]) -> None:
-    """Print names and values under a title."""
-    print_table(title, ["", ""], list(facts.items()))
-
-
 def print_plan(title: str, plan: FineTunePlan, sizes: Mapping[str, int], base_lr: float) -> None:
     """Print a plan block by block.
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biotune.data.prepared import PreparedImages
-from biotune.finetuning.backbones import Backbone, block_sizes
-from biotune.finetuning.checkpoints import ModelCard, load_model
+from biotune.finetuning.backbones import block_sizes
+from biotune.finetuning.checkpoints import ModelCard, load_model_of
 from biotune.finetuning.metrics import (
     class_scores,
     classifier_scores,
@@ -21,7 +21,7 @@ from biotune.finetuning.training import Compute, ImageSubset, predict_probabilit
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.home import biotune_home
-from pipeline.outputs import write_csv, write_json
+from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params
 from pipeline.tracking import tracked_stage
 
@@ -58,11 +58,15 @@ def run(
     test = ImageSubset(images.images, images.labels, images.indices("test"))
     labels = images.labels[test.indices]
     compute = Compute(resolve_compute(params.runtime.device, "fp32").device, "fp32")
+    winner, card = load_model_of(model, images)
+    recipe, recipe_card = load_model_of(baseline, images)
+    for backbone in (winner, recipe):
+        backbone.network.to(compute.device)
+    check_writable(files.metrics, files.predictions, files.confusion, files.classes)
     with tracked_stage("evaluate", params, images.fingerprint, biotune_home()) as tracked:
-        winner, card = _load(model, images, compute)
-        probabilities = predict_probabilities(winner, test, compute)
-        recipe, recipe_card = _load(baseline, images, compute)
-        recipe_probabilities = predict_probabilities(recipe, test, compute)
+        probabilities, recipe_probabilities = (
+            predict_probabilities(network, test, compute) for network in (winner, recipe)
+        )
         metrics = {
             **classifier_scores(probabilities, labels),
             **_trained(card),
@@ -83,18 +87,6 @@ def run(
         tracked.artifacts([files.metrics, files.predictions, files.confusion, files.classes])
     _print_summary(card, metrics, params.finetune.base_lr)
     return metrics
-
-
-def _load(weights: Path, images: PreparedImages, compute: Compute) -> tuple[Backbone, ModelCard]:
-    backbone, card = load_model(weights)
-    if card.classes != images.classes or card.image_size != images.image_size:
-        raise ValueError(
-            f"{weights} was trained on other images than those prepared (classes "
-            f"{list(card.classes)} at {card.image_size} px, prepared {list(images.classes)} at "
-            f"{images.image_size} px); run the search and finetune stages again"
-        )
-    backbone.network.to(compute.device)
-    return backbone, card
 
 
 def _trained(card: ModelCard) -> dict[str, float]:

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from biotune.data.prepared import PreparedImages
 from biotune.deployment.export import export_onnx
 from biotune.deployment.verify import compare, onnx_probabilities
-from biotune.finetuning.checkpoints import load_model
+from biotune.finetuning.checkpoints import load_model_of
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
-from pipeline.outputs import write_json, written_beside
+from pipeline.outputs import check_writable, write_json, written_beside
 from pipeline.params import Params
 from pipeline.tracking import tracked_stage
 
@@ -55,7 +55,8 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
         ExportMismatchError: below ``export.min_label_agreement``.
     """
     images = PreparedImages.open(prepared)
-    backbone, card = load_model(model)
+    backbone, card = load_model_of(model, images)
+    check_writable(files.onnx, files.labels, files.verification)
     test = ImageSubset(images.images, images.labels, images.indices("test"))
     required = params.export.min_label_agreement
     with tracked_stage("export", params, images.fingerprint, biotune_home()) as tracked:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
-from biotune.finetuning.backbones import block_sizes, build_backbone
+from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
@@ -23,7 +23,7 @@ from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
-from pipeline.outputs import read_json, write_csv, write_json, written_beside
+from pipeline.outputs import check_writable, read_json, write_csv, write_json, written_beside
 from pipeline.params import Params
 from pipeline.tracking import TrackedRun, tracked_stage
 
@@ -88,11 +88,13 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
     images = PreparedImages.open(prepared)
-    plans = _plans(best_plan, tuple(block_sizes(params.model.backbone, len(images.classes))))
+    # Built here only to find what is wrong with the weights before any worker starts.
+    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    plans = _plans(best_plan, tuple(backbone.blocks))
     compute = resolve_compute(params.runtime.device, params.runtime.precision)
     setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute)
     workers = resolve_workers(params.runtime.workers, compute.device)
-    files.model.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(files.model, files.baseline, files.curves, files.metrics)
     home = biotune_home()
     with (
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
@@ -100,8 +102,8 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         WorkerPool(setup, workers) as pool,
     ):
         winner, recipe = _train(plans, params, pool, Path(scratch))
-        _keep(winner, files.model, images, params)
-        _keep(recipe, files.baseline, images, params)
+        _keep(winner, files.model, images, backbone)
+        _keep(recipe, files.baseline, images, backbone)
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
         write_json(files.metrics, _metrics(both))
@@ -116,17 +118,22 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
 def _plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
     """Role → name and plan, checked against the network before anything is trained."""
     content = read_json(best_plan, made_by="search")
+    entries: dict[str, Any] = {"winner": content, "best_recipe": content.get("best_recipe")}
     plans = {}
-    for role, entry in (("winner", content), ("best_recipe", content.get("best_recipe", {}))):
+    for role, entry in entries.items():
         try:
-            plans[role] = (str(entry["name"]), FineTunePlan(entry["blocks"]))
-        except KeyError as error:
-            raise ValueError(f"{best_plan}: {role} has no {error}; run the search stage") from error
-        if tuple(plans[role][1]) != tuple(blocks):
+            name, plan = str(entry["name"]), FineTunePlan(dict(entry["blocks"]))
+            if tuple(plan) != tuple(blocks):
+                raise ValueError(f"its blocks are {list(plan)}, but the network's {list(blocks)}")
+            if not plan.trained_blocks:
+                raise ValueError("it trains no block")
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"{best_plan}: the blocks of {role} are {list(plans[role][1])}, but the network's "
-                f"are {list(blocks)}; run the search stage again for this model.backbone"
-            )
+                f"{best_plan}: there is no usable plan of the {role} ({what}); run the search "
+                "stage again"
+            ) from error
+        plans[role] = (name, plan)
     return plans
 
 
@@ -163,11 +170,10 @@ def _train(
     ]
 
 
-def _keep(one: Finetuned, weights: Path, images: PreparedImages, params: Params) -> None:
+def _keep(one: Finetuned, weights: Path, images: PreparedImages, backbone: Backbone) -> None:
     """Write one plan's best run where it will be read."""
-    backbone = build_backbone(params.model.backbone, "none", len(images.classes))
     card = ModelCard(
-        backbone=params.model.backbone,
+        backbone=backbone.name,
         classes=images.classes,
         plan=one.plan,
         name=one.name,

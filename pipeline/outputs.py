@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 
@@ -25,6 +26,22 @@ def written_beside(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path) -> None:
+    """Make sure, before any long work, that files can be written where they are wanted.
+
+    Raises:
+        OSError: naming the first that can't.
+    """
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"{path} cannot be written: {path.parent}: {reason}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,10 +75,12 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         ValueError: if the file is missing or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path}; run the {made_by} stage first") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not UTF-8, not JSON, or not an object
         raise ValueError(
             f"{path} is damaged ({error}); run the {made_by} stage again to write it anew"
         ) from error

@@ -6,12 +6,23 @@ one line that names the key.
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 
 class ParamsError(ValueError):
@@ -20,8 +31,20 @@ class ParamsError(ValueError):
 
 def _unique(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"each seed may occur once, got {seeds}")
+        raise ValueError("each seed may occur once")
     return seeds
+
+
+def _device(device: object) -> object:
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError("expected auto, cpu, cuda or cuda:1")
+    return device
+
+
+def _workers(workers: object) -> object:
+    if workers != "auto" and (type(workers) is not int or workers < 1):
+        raise ValueError("expected auto, or how many, at least 1")
+    return workers
 
 
 Seed = Annotated[int, Field(ge=0)]
@@ -100,9 +123,9 @@ class ExportParams(_Section):
 class RuntimeParams(_Section):
     """The machine: none of it may change what is found, but device and precision by float noise."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    device: Annotated[str, BeforeValidator(_device)]
     precision: Literal["auto", "fp32", "bf16"]
-    workers: Literal["auto"] | Count
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)]
 
 
 class TrackingParams(_Section):
@@ -131,33 +154,35 @@ def load_params(path: Path) -> Params:
         ParamsError: one line for each fault, naming file and key.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # DVC reads the file in the same way: YAML 1.2, in which 1e-3 is a number, and a key that
+        # occurs twice is an error.
+        loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ParamsError(
             f"there is no params file {str(path)!r}; run from the repository's root, or name one "
             "with --params"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ParamsError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ParamsError(f"{path}: expected sections such as 'search:', got {loaded!r}")
     try:
         return Params.model_validate(loaded)
     except ValidationError as error:
-        faults = [_fault(dict(fault)) for fault in error.errors()]
+        faults = [_fault(fault) for fault in error.errors()]
         raise ParamsError("\n".join(f"{path}: {fault}" for fault in faults)) from error
 
 
-def _fault(fault: dict[str, object]) -> str:
-    location = fault["loc"]
-    # A union such as 'auto' or a count reports one fault for each member, named in the location.
-    keys = [str(k) for k in location if not str(k).startswith(("literal", "constrained", "int"))]  # type: ignore[attr-defined]
+def _fault(fault: ErrorDetails) -> str:
+    keys = [str(key) for key in fault["loc"]]
     key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(keys)}"
     if fault["type"] == "missing":
         return f"{key}: missing; every key is written out, copy it from the default params.yaml"
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "model_type":
+        return f"{key}: expected a section with keys, got {fault['input']!r}"
+    message = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], dict):
         return f"{key}: {message}"
     return f"{key}: {message}, got {fault['input']!r}"

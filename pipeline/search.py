@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
-from biotune.finetuning.backbones import block_sizes, weights_identity
+from biotune.finetuning.backbones import build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
@@ -24,7 +24,7 @@ from pipeline.evolve import (
 )
 from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
-from pipeline.outputs import write_csv, write_json
+from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params
 from pipeline.plots import search_figures
 from pipeline.runs import TrainingRuns
@@ -57,9 +57,16 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     """
     images = PreparedImages.open(prepared)
     model, section = params.model, params.search
+    images.check_fingerprint()
     for split in ("train", "validation"):  # that every class has enough images for the folds
         stratified_folds(images.labels[images.indices(split)], section.folds, FOLD_SEED)
-    sizes = block_sizes(model.backbone, len(images.classes))
+    # Built here only to find what is wrong with the weights before any worker starts.
+    backbone = build_backbone(model.backbone, model.weights, len(images.classes))
+    sizes = {
+        block: sum(parameter.numel() for parameter in backbone.parameters_of(block))
+        for block in backbone.blocks
+    }
+    check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
     compute = resolve_compute(params.runtime.device, params.runtime.precision)
     setup = TrainerSetup(prepared, model.backbone, model.weights, compute)
     identity = weights_identity(model.backbone, model.weights)
@@ -83,7 +90,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         _write(result, files, sum(sizes.values()))
         tracked.metrics(_headline(result, sum(sizes.values())))
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
-        tracked.figures(search_figures(result.evaluated))
+        tracked.figures(lambda: search_figures(result.evaluated))
     store.close()
     _print_summary(result, sizes, section.base_lr)
     return result
@@ -102,8 +109,9 @@ class _Progress:
         section = self.params.search
         candidates = new_search(section, tuple(self.sizes)).planned_evaluations
         # The best recipe is confirmed beside the top k; it may be one of them.
-        total = candidates + section.confirm_top_k + 1
-        self.bar = tqdm(total=total, desc="search", unit="plan", dynamic_ncols=True)
+        confirmations = section.confirm_top_k + 1
+        total = candidates * len(section.training_seeds) + confirmations * CONFIRMATION_SEEDS
+        self.bar = tqdm(total=total, desc="search", unit="run", dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,10 +122,10 @@ class _Progress:
         self.tracked.child(tracked_genome(one, self.params.search.base_lr, total))
         self.best = min(self.best, one.candidate.fitness)
         self.bar.set_postfix_str(f"best fitness {self.best:.4f}", refresh=False)
-        self.bar.update()
+        self.bar.update(len(one.runs))
 
     def confirmed(self, one: Confirmation) -> None:
-        self.bar.update()
+        self.bar.update(len(one.runs))
         accuracy = percent(1 - one.evaluation.fitness, 2)
         self.bar.write(f"confirmed {one.name}: validation accuracy {accuracy}")
 
@@ -171,10 +179,10 @@ def _print_summary(result: SearchResult, sizes: dict[str, int], base_lr: float) 
     title = f"Confirmed: mean of {CONFIRMATION_SEEDS} fresh seeds"
     print_table(title, ["plan", "validation accuracy", "Brier", "parameters trained"], rows)
     best, recipe = result.confirmations[0], result.best_recipe
-    if result.winner is not best:
+    if result.winner is recipe and best is not recipe:
         lead, standard_error = best.lead_over(recipe)
         print(
-            f"{best.name} leads the best recipe by {100 * lead:.2f} points, less than "
-            f"{CLEAR_LEAD:g} standard errors of {100 * standard_error:.2f}: the recipe wins."
+            f"{best.name} leads the best recipe by {100 * lead:.2f} points, which is no clear lead "
+            f"(more than {100 * CLEAR_LEAD * standard_error:.2f}): the recipe wins."
         )
     print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, base_lr)

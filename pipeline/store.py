@@ -18,6 +18,7 @@ import torch
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import Compute, LearningCurve
+from pipeline.errors import PipelineError
 
 EVALUATION_VERSION = 1
 """Raise it by hand when the meaning of a training run changes. Not a hash of the code: a comment
@@ -34,15 +35,20 @@ class EvaluationStore:
 
     def __init__(self, home: Path, inputs: Mapping[str, object]) -> None:
         self._inputs = dict(inputs)
+        path = home / "evaluations.sqlite"
         # Each statement commits by itself; WAL lets two searches use one home at a time.
-        self._database = sqlite3.connect(
-            home / "evaluations.sqlite", isolation_level=None, timeout=60
-        )
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS curves (key TEXT PRIMARY KEY, task TEXT, curve TEXT)"
-        )
+        self._database = sqlite3.connect(path, isolation_level=None, timeout=60)
+        try:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS curves (key TEXT PRIMARY KEY, task TEXT, curve TEXT)"
+            )
+        except sqlite3.DatabaseError as error:
+            raise PipelineError(
+                f"the evaluation store {path} cannot be used ({error}); if it is damaged, move it "
+                "away, and what it held is trained again"
+            ) from error
 
     def get(self, task: TrainingTask) -> LearningCurve | None:
         """The curve of an equal task, or None if there was none yet."""

@@ -75,14 +75,14 @@ class StageRun:
         for file in files:
             self._send(lambda client, file=file: client.log_artifact(self._run_id, str(file)))  # type: ignore[misc]
 
-    def figures(self, figures: Mapping[str, Figure]) -> None:
-        """Upload pictures: file name → matplotlib figure."""
-        for name, figure in figures.items():
-            self._send(
-                lambda client, name=name, figure=figure: client.log_figure(  # type: ignore[misc]
-                    self._run_id, figure, f"plots/{name}"
-                )
-            )
+    def figures(self, draw: Callable[[], Mapping[str, Figure]]) -> None:
+        """Draw pictures, file name → matplotlib figure, and upload them."""
+
+        def send(client: MlflowClient) -> None:
+            for name, figure in draw().items():
+                client.log_figure(self._run_id, figure, f"plots/{name}")
+
+        self._send(send)
 
     def child(self, run: TrackedRun) -> None:
         """Add a finished run below this one."""
@@ -195,7 +195,7 @@ def _experiment(client: MlflowClient, name: str, home: Path) -> str:
     known = client.get_experiment_by_name(name)
     if known is not None:
         return str(known.experiment_id)
-    own_files = "MLFLOW_TRACKING_URI" not in os.environ
+    own_files = tracking_uri(home).startswith("sqlite:")
     location = (home / "mlartifacts").as_uri() if own_files else None
     return str(client.create_experiment(name, artifact_location=location))
 
@@ -212,7 +212,10 @@ def _pipeline_run(client: MlflowClient, experiment: str, identity: str) -> str:
 
 
 def _commit() -> dict[str, str]:
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return {}
     return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 

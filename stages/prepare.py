@@ -25,7 +25,7 @@ def main(params_file: Path, images: Path | None, out: Path) -> None:
     \b
     Examples:
       biotune prepare
-      biotune prepare --params presets/images.yaml --images data/flowers
+      biotune prepare --params my.yaml --images data/flowers
     """
     from pipeline.params import load_params
     from pipeline.prepare import run

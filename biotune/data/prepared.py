@@ -105,6 +105,15 @@ class PreparedImages:
             raise _damaged(folder, str(error)) from error
         return prepared
 
+    def check_fingerprint(self) -> None:
+        """Compute the fingerprint again; it reads every image once.
+
+        Raises:
+            ValueError: if a file is not as it was prepared.
+        """
+        if _fingerprint(self.folder / _IMAGES, self.folder / _SAMPLES) != self.fingerprint:
+            raise _damaged(self.folder, f"{_IMAGES} or {_SAMPLES} was changed since")
+
     def indices(self, split: str) -> NDArray[np.int64]:
         """The images of a split: ascending indices into ``images``, ``labels`` and ``paths``.
 

@@ -169,7 +169,9 @@ def weights_identity(name: str, weights: str) -> str:
 
 def _architecture(name: str) -> _Architecture:
     if name not in _ARCHITECTURES:
-        raise ValueError(f"unknown backbone {name!r}; known are {', '.join(_ARCHITECTURES)}")
+        raise ValueError(
+            f"model.backbone: unknown backbone {name!r}; known are {', '.join(_ARCHITECTURES)}"
+        )
     return _ARCHITECTURES[name]
 
 

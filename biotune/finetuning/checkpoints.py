@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from biotune.data.prepared import PreparedImages
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.plan import FineTunePlan
 
@@ -78,6 +79,7 @@ def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
     try:
         card = ModelCard.from_json(json.loads(path.read_text(encoding="utf-8")))
         backbone = build_backbone(card.backbone, "none", len(card.classes))
+        _check_card(card, backbone)
         backbone.network.load_state_dict(load_file(weights))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -85,6 +87,32 @@ def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
             "again"
         ) from error
     return backbone, card
+
+
+def load_model_of(weights: Path, images: PreparedImages) -> tuple[Backbone, ModelCard]:
+    """The same, if it was trained on images prepared like these.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_model`; and for other classes, another order
+            of them, or another size.
+    """
+    backbone, card = load_model(weights)
+    if card.classes != images.classes or card.image_size != images.image_size:
+        raise ValueError(
+            f"{weights} was trained on other images than those prepared (classes "
+            f"{list(card.classes)} at {card.image_size} px, prepared {list(images.classes)} at "
+            f"{images.image_size} px); run the search and finetune stages again"
+        )
+    return backbone, card
+
+
+def _check_card(card: ModelCard, backbone: Backbone) -> None:
+    if tuple(card.plan) != tuple(backbone.blocks):
+        raise ValueError(f"its plan is of the blocks {list(card.plan)}")
+    if (card.mean, card.std) != (backbone.mean, backbone.std):
+        raise ValueError(f"its mean {card.mean} and std {card.std} are not {card.backbone}'s")
+    if not isinstance(card.image_size, int) or card.image_size < 1:
+        raise ValueError(f"its image_size is {card.image_size!r}")
 
 
 def _channels(values: list[float]) -> tuple[float, float, float]:

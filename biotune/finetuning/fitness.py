@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from biotune.data.prepared import PreparedImages
 from biotune.data.splits import resample, stratified_folds
@@ -135,10 +134,6 @@ class Trainer:
 
     def _images(self, indices: NDArray[np.int64]) -> ImageSubset:
         return ImageSubset(self.prepared.images, self.prepared.labels, indices)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Give the network these tensors, so that it can predict."""
-        self.backbone.network.load_state_dict(state)
 
     def _empty_caches(self) -> None:
         gc.collect()

@@ -32,7 +32,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any other file may be any pickle, and fail in any way
-        raise _not_a_state_dict(path, str(error).split("\n", 1)[0]) from error
+        # Not torch's own words: they advise to load the file without weights_only.
+        raise _not_a_state_dict(path, f"reading it gave a {type(error).__name__}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise _not_a_state_dict(path, f"it holds a {type(loaded).__name__}")
     return loaded

@@ -68,8 +68,10 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ({"prepare__source": "digit"}, "prepare.source: Input should be 'digits' or 'image_folder"),
         ({"prepare__image_size": 4}, "prepare.image_size: Input should be greater than or equal"),
         ({"export__min_label_agreement": 1.5}, "export.min_label_agreement: Input should be less"),
-        ({"runtime__device": "tpu"}, "runtime.device: "),
-        ({"runtime__workers": 0}, "runtime.workers: "),
+        ({"runtime__device": "tpu"}, "runtime.device: expected auto, cpu, cuda or cuda:1, got"),
+        ({"runtime__workers": 0}, "runtime.workers: expected auto, or how many, at least 1, got 0"),
+        ({"runtime__workers": True}, "runtime.workers: expected auto, or how many, at least 1"),
+        ({"search__interval": 3}, "search.interval: unknown key"),
         ({"tracking__experiment": ""}, "tracking.experiment: String should have at least 1"),
     ],
 )
@@ -87,6 +89,27 @@ def test_a_missing_key_says_where_to_copy_it_from(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ParamsError, match=r"search\.elites: missing; .* copy it from the default"):
+        load_params(path)
+
+
+def test_a_section_without_keys_is_named(tmp_path: Path) -> None:
+    content = yaml.safe_load(DEFAULT.read_text()) | {"model": None}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match="model: expected a section with keys, got None"):
+        load_params(path)
+
+
+def test_a_number_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(DEFAULT.read_text().replace("base_lr: 0.001", "base_lr: 1e-3"))
+    assert load_params(path).search.base_lr == 0.001
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(DEFAULT.read_text() + "\nmodel: {backbone: resnet50, weights: none}\n")
+    with pytest.raises(ParamsError, match='duplicate key "model"'):
         load_params(path)
 
 

@@ -51,9 +51,11 @@ def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) ->
     ("text", "expected"),
     [
         ("{", "is damaged"),
-        ("{}", "winner has no 'name'"),
-        ('{"name": "x", "blocks": {"stem": 1.0}, "best_recipe": {}}', "but the network's are"),
+        ("{}", "no usable plan of the winner (no 'name')"),
+        ('{"name": "x", "blocks": {"stem": 1.0}, "best_recipe": {}}', "but the network's ['stem'"),
         ('{"name": "x", "blocks": {"stem": -1.0}}', "must be a positive finite number"),
+        ("[]", "is damaged (it holds a list"),
+        ('{"name": "x", "blocks": [1, 2]}', "there is no usable plan of the winner"),
         (None, "run the search stage first"),
     ],
 )

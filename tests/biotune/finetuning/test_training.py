@@ -203,7 +203,7 @@ def test_predicting_with_the_kept_tensors_gives_the_recorded_scores(trainer, mon
     result = trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 16, 0.001)), keep_best=True)
     assert len(epochs) == 3
     assert result.curve.best_epoch == 0
-    trainer.load(result.best_state)
+    trainer.backbone.network.load_state_dict(result.best_state)
     validation = trainer.subset("validation")
     probabilities = predict_probabilities(trainer.backbone, validation)
     labels = validation.labels[validation.indices]
