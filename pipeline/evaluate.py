@@ -171,6 +171,9 @@ def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> 
     ]
     title = f"Test, {metrics['test_images']} images that no choice was made by"
     print_table(title, ["", f"winner: {card.name}", f"best recipe: {recipe['name']}"], rows)
+    if card.name == recipe["name"]:
+        print("The best recipe won: no plan that the search found was clearly better.")
+        return
     gain = metrics["gain_over_best_recipe"]
     low, high = gain["interval_95"]
     print(

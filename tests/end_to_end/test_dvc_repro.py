@@ -146,5 +146,14 @@ def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone:
     assert "Ran experiment" in output
     assert len(clone.search_runs()) == before + 1
     assert yaml.safe_load((clone.folder / "params.yaml").read_text()) == tiny_params()
-    shown = clone.run("dvc", "exp", "show", "--json")
-    assert "search.generations" in shown or '"generations": 0' in shown
+    shown = json.loads(clone.run("dvc", "exp", "show", "--json"))
+    tried = [experiment["revs"][0]["data"]["params"] for experiment in shown[1]["experiments"]]
+    assert [one["params.yaml"]["data"]["search"]["generations"] for one in tried] == [0]
+
+
+def test_an_experiment_in_the_workspace_searches_with_its_parameter(clone: Clone) -> None:
+    before = len(clone.search_runs())
+    clone.run("dvc", "exp", "run", "--set-param", "search.population=3")
+    assert len(clone.search_runs()) == before + 1
+    evaluations = (clone.folder / "artifacts/search/evaluations.csv").read_text().splitlines()
+    assert len(evaluations) - 1 == 3 + 2 * 1 + 3 - 1  # N + G (2E + N - E)

@@ -23,7 +23,10 @@ def test_it_prints_the_winner_beside_the_best_recipe(pipeline: Pipeline) -> None
     assert result.exit_code == 0, result.output
     assert "block by block" in result.output
     assert "accuracy" in result.output
-    assert "Gain over the best recipe:" in result.output
+    best = json.loads((pipeline.artifacts / "search/best_plan.json").read_text())
+    recipe_won = best["name"] == best["best_recipe"]["name"]
+    assert ("The best recipe won" in result.output) is recipe_won
+    assert ("Gain over the best recipe:" in result.output) is not recipe_won
 
 
 def test_every_figure_is_there_and_follows_from_the_predictions(pipeline: Pipeline) -> None:
