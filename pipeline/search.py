@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,45 +56,43 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         ValueError, OSError: before any training, for inputs that cannot be used.
         SearchFailedError, LostWorkerError, FreezeProofError: as they say.
     """
-    images = PreparedImages.open(prepared)
     model, section = params.model, params.search
-    images.check_fingerprint()
-    for split in ("train", "validation"):  # that every class has enough images for the folds
-        stratified_folds(images.labels[images.indices(split)], section.folds, FOLD_SEED)
-    # Built here only to find what is wrong with the weights before any worker starts.
-    backbone = build_backbone(model.backbone, model.weights, len(images.classes))
-    sizes = {
-        block: sum(parameter.numel() for parameter in backbone.parameters_of(block))
-        for block in backbone.blocks
-    }
-    check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
     compute = resolve_compute(params.runtime.device, params.runtime.precision)
-    setup = TrainerSetup(prepared, model.backbone, model.weights, compute)
+    images, sizes = _checked_inputs(params, prepared)
+    check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
     identity = weights_identity(model.backbone, model.weights)
+    inputs = shared_inputs(images.fingerprint, model.backbone, identity, compute)
+    setup = TrainerSetup(prepared, model.backbone, model.weights, compute)
     home = biotune_home()
-    store = EvaluationStore(
-        home, shared_inputs(images.fingerprint, model.backbone, identity, compute)
-    )
-    workers = resolve_workers(params.runtime.workers, compute.device)
     with (
+        closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("search", params, images.fingerprint, home) as tracked,
-        WorkerPool(setup, workers) as pool,
+        WorkerPool(setup, resolve_workers(params.runtime.workers, compute.device)) as pool,
         _Progress(params, sizes, tracked) as progress,
     ):
-        result = evolve(
-            section,
-            tuple(sizes),
-            TrainingRuns(store, pool),
-            progress.evaluated,
-            progress.confirmed,
-        )
+        runs = TrainingRuns(store, pool)
+        result = evolve(section, tuple(sizes), runs, progress.evaluated, progress.confirmed)
         _write(result, files, sum(sizes.values()))
         tracked.metrics(_headline(result, sum(sizes.values())))
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(result.evaluated))
-    store.close()
     _print_summary(result, sizes, section.base_lr)
     return result
+
+
+def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dict[str, int]]:
+    """The images, and each block's number of parameters; what is wrong is found before training."""
+    images = PreparedImages.open(prepared)
+    images.check_fingerprint()
+    for split in ("train", "validation"):  # that every class has enough images for the folds
+        stratified_folds(images.labels[images.indices(split)], params.search.folds, FOLD_SEED)
+    # The workers build it too; here only to find what is wrong with the weights before they start.
+    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    sizes = {
+        block: sum(parameter.numel() for parameter in backbone.parameters_of(block))
+        for block in backbone.blocks
+    }
+    return images, sizes
 
 
 @dataclass
