@@ -83,7 +83,7 @@ def run(
         write_json(files.metrics, metrics)
         write_csv(files.classes, per_class, list(per_class[0]))
         _write_predictions(files, images, test.indices, probabilities)
-        tracked.metrics(_numbers(metrics))
+        tracked.metrics(metrics)
         tracked.artifacts([files.metrics, files.predictions, files.confusion, files.classes])
     _print_summary(card, metrics, params.finetune.base_lr)
     return metrics
@@ -123,17 +123,6 @@ def _write_predictions(
     write_csv(files.predictions, rows, ["path", "label", "predicted", "probability"])
     confusion = [{"actual": row["label"], "predicted": row["predicted"]} for row in rows]
     write_csv(files.confusion, confusion, ["actual", "predicted"])
-
-
-def _numbers(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures under dotted names, for MLflow."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            flat[prefix + key] = value
-    return flat
 
 
 def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> None:

@@ -223,13 +223,13 @@ class _Contender:
 
 def _contenders(search: BioTune, params: SearchParams) -> list[_Contender]:
     """The best distinct plans of the search, and the best recipe, which may be one of them."""
-    finished = [
-        one for one in search.ranked if one.evaluation and one.evaluation.outcome == "finished"
-    ]
-    top = list(dict.fromkeys(one.plan for one in finished))[: params.confirm_top_k]
+    best_with: dict[FineTunePlan, Candidate] = {}
+    for one in search.ranked:
+        if one.evaluation and one.evaluation.outcome == "finished":
+            best_with.setdefault(one.plan, one)
     recipe = _best_recipe(search)
-    first = {one.plan: one for one in reversed(finished)}
-    others = [first[plan] for plan in top if plan != recipe.plan]
+    top = list(best_with.values())[: params.confirm_top_k]
+    others = [one for one in top if one.plan != recipe.plan]
     return [recipe, *(_Contender(f"candidate {one.id}", one.plan, one, False) for one in others)]
 
 

@@ -69,10 +69,11 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
                 steps = -(-len(test) // size)
                 shown = tqdm(batches, total=steps, desc=f"verify, batches of {size}", unit="batch")
                 agreements[size] = compare(np.concatenate(list(shown)), reference)
+            figures = {f"batch_{size}": asdict(one) for size, one in agreements.items()}
             verification = {
                 "test_images": len(test),
                 "min_label_agreement": required,
-                **{f"batch_{size}": asdict(one) for size, one in agreements.items()},
+                **figures,
             }
             write_json(files.verification, verification)
             worst = min(one.label_agreement for one in agreements.values())
@@ -83,13 +84,7 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
                     f"in {files.verification}, and no model was written"
                 )
         write_json(files.labels, {"classes": list(card.classes)})
-        tracked.metrics(
-            {
-                f"batch_{size}.{name}": value
-                for size, one in agreements.items()
-                for name, value in asdict(one).items()
-            }
-        )
+        tracked.metrics(figures)
         tracked.artifacts([files.onnx, files.labels, files.verification])
     rows = [
         (f"batches of {size}", percent(one.label_agreement, 2), f"{one.largest_difference:.1e}")

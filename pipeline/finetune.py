@@ -88,7 +88,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
     images = PreparedImages.open(prepared)
-    # Built here only to find what is wrong with the weights before any worker starts.
+    # The workers build it too; here it finds what is wrong with the weights before they start.
     backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
     plans = _plans(best_plan, tuple(backbone.blocks))
     compute = resolve_compute(params.runtime.device, params.runtime.precision)
@@ -106,11 +106,12 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         _keep(recipe, files.baseline, images, backbone)
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
-        write_json(files.metrics, _metrics(both))
+        metrics = _metrics(both)
+        write_json(files.metrics, metrics)
         for role, one in both.items():
             for seed in one.curves:
                 tracked.child(_tracked(role, one, seed))
-        tracked.metrics(_flat(_metrics(both)))
+        tracked.metrics(metrics)
     _print_summary(both)
     return winner
 
@@ -220,15 +221,6 @@ def _metrics(both: Mapping[str, Finetuned]) -> dict[str, Any]:
             else None,
         }
         for role, one in both.items()
-    }
-
-
-def _flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    return {
-        f"{role}.{name}": value
-        for role, own in metrics.items()
-        for name, value in own.items()
-        if value is not None
     }
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
-from biotune.finetuning.backbones import build_backbone, weights_identity
+from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
@@ -87,12 +87,8 @@ def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dic
     for split in ("train", "validation"):  # that every class has enough images for the folds
         stratified_folds(images.labels[images.indices(split)], params.search.folds, FOLD_SEED)
     # The workers build it too; here only to find what is wrong with the weights before they start.
-    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
-    sizes = {
-        block: sum(parameter.numel() for parameter in backbone.parameters_of(block))
-        for block in backbone.blocks
-    }
-    return images, sizes
+    build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    return images, block_sizes(params.model.backbone, len(images.classes))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.params import Params
 
@@ -66,9 +66,9 @@ class StageRun:
         self._run_id = run_id
         self.untracked = 0
 
-    def metrics(self, metrics: Mapping[str, float]) -> None:
-        """Log final figures."""
-        self._send(lambda client: client.log_batch(self._run_id, _metrics(metrics)))
+    def metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Log final figures, nested ones under dotted names; what is no number is left out."""
+        self._send(lambda client: client.log_batch(self._run_id, _metrics(_numbers(metrics))))
 
     def artifacts(self, files: Iterable[Path]) -> None:
         """Upload files."""
@@ -224,6 +224,16 @@ def _metrics(metrics: Mapping[str, float]) -> list[Metric]:
 
     now = _now()
     return [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            flat[prefix + key] = value
+    return flat
 
 
 def _now() -> int:
