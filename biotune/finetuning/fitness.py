@@ -44,6 +44,8 @@ class TrainingTask:
         resample: None for the training and validation images as they were prepared; a seed to
             divide them anew into two splits of the same sizes, so that a plan which was chosen by
             these validation images can be judged by others. Only with one fold.
+        must_reach: when to stop the run as hopeless; see :func:`~.training.fit`. It does not change
+            the epochs before.
     """
 
     plan: FineTunePlan
@@ -52,6 +54,7 @@ class TrainingTask:
     fold: int = 0
     folds: int = 1
     resample: int | None = None
+    must_reach: tuple[float, ...] = ()
 
 
 class Trainer:
@@ -113,6 +116,7 @@ class Trainer:
             task.settings,
             seed=task.seed,
             fold=task.fold,
+            must_reach=task.must_reach,
             compute=self.compute,
             keep_best=keep_best,
             on_epoch=on_epoch,

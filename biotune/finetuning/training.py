@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ class LearningCurve:
         validation_accuracy: balanced (macro average over classes), in [0, 1].
         validation_brier: multi-class Brier score, in [0, 2].
         trained_parameters: how many parameters the plan trained.
-        outcome: ``finished``, ``diverged`` (a loss that is no number) or ``infeasible`` (memory).
+        outcome: ``finished``, ``stopped`` (as hopeless, before its own end), ``diverged`` (a loss
+            that is no number) or ``infeasible`` (memory).
         seconds: wall time; the one field that differs between repetitions.
     """
 
@@ -137,6 +138,40 @@ class LearningCurve:
             (-a, b) for a, b in zip(self.validation_accuracy, self.validation_brier, strict=True)
         ]
         return keys.index(min(keys))
+
+    def raced(self, must_reach: Sequence[float]) -> LearningCurve:
+        """What the same run would have shown, had it been trained with these thresholds.
+
+        Args:
+            must_reach: as :func:`fit` takes it.
+        """
+        epochs = stopping_epoch(self.validation_accuracy, must_reach)
+        if epochs is None or epochs >= len(self.validation_accuracy):
+            return self
+        return replace(
+            self,
+            train_loss=self.train_loss[:epochs],
+            validation_accuracy=self.validation_accuracy[:epochs],
+            validation_brier=self.validation_brier[:epochs],
+            outcome="stopped",
+            seconds=self.seconds * epochs / len(self.train_loss),
+        )
+
+
+def stopping_epoch(accuracies: Sequence[float], must_reach: Sequence[float]) -> int | None:
+    """After how many epochs a run is hopeless; None if it is not.
+
+    Args:
+        accuracies: validation accuracy after each epoch.
+        must_reach: the best accuracy that must have been seen after each epoch, from the first on;
+            beyond its end nothing is asked for. 0 asks for nothing.
+    """
+    best = 0.0
+    for epoch, (accuracy, needed) in enumerate(zip(accuracies, must_reach, strict=False), start=1):
+        best = max(best, accuracy)
+        if best < needed:
+            return epoch
+    return None
 
 
 @dataclass(frozen=True)
@@ -156,6 +191,7 @@ def fit(
     *,
     seed: int,
     fold: int = 0,
+    must_reach: Sequence[float] = (),
     compute: Compute | None = None,
     keep_best: bool = False,
     on_epoch: Callable[[], None] | None = None,
@@ -171,6 +207,8 @@ def fit(
         settings: see :class:`TrainingSettings`.
         seed: of head, order and dropout, with the fold.
         fold: which fold the images are.
+        must_reach: stop as hopeless after epoch e if the best validation accuracy so far is below
+            ``must_reach[e]``; see :func:`stopping_epoch`.
         compute: default CPU, fp32.
         keep_best: return a copy of the network's tensors at the best epoch.
         on_epoch: called after every epoch.
@@ -189,7 +227,7 @@ def fit(
     head_seed, order_seed, dropout_seed = _streams(seed, fold)
     backbone.reset_head(head_seed)
     start = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
-    run = _Run(backbone, plan, settings, compute, len(train))
+    run = _Run(backbone, plan, settings, compute, len(train), must_reach)
     order = np.random.default_rng(order_seed)
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
@@ -229,8 +267,10 @@ class _Run:
         settings: TrainingSettings,
         compute: Compute,
         images: int,
+        must_reach: Sequence[float],
     ) -> None:
         self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
+        self.must_reach = must_reach
         groups = apply_plan(backbone, plan, settings.base_lr)
         self.optimizer = torch.optim.Adam(groups, fused=True)
         steps = settings.epochs * len(_training_batches(np.arange(images), settings.batch_size))
@@ -243,6 +283,11 @@ class _Run:
 
     @property
     def over(self) -> bool:
+        """Whether the run has come to its own end, or is hopeless."""
+        return self.complete or stopping_epoch(self.accuracies, self.must_reach) is not None
+
+    @property
+    def complete(self) -> bool:
         """Diverged, all epochs done, or none of the last ``patience`` better than those before."""
         done = len(self.accuracies)
         if self.diverged or done >= self.settings.epochs:
@@ -291,7 +336,7 @@ class _Run:
             validation_accuracy=tuple(self.accuracies),
             validation_brier=tuple(self.briers),
             trained_parameters=trained_parameters(self.backbone, self.plan),
-            outcome="diverged" if self.diverged else "finished",
+            outcome="diverged" if self.diverged else "finished" if self.complete else "stopped",
             seconds=seconds,
         )
 

@@ -451,3 +451,24 @@ def test_on_cuda_the_proof_catches_a_drifting_batchnorm(digits, monkeypatch):
     task = TrainingTask(plan_of(trainer, {"classifier": 1.0}), 0, TrainingSettings(1, 1, 10, 0.001))
     with pytest.raises(FreezeProofError, match=r"stem \(bn1\.running_mean\)"):
         trainer.train(task)
+
+
+def test_a_hopeless_run_stops_and_is_a_prefix_of_the_whole_run(trainer: Trainer) -> None:
+    plan = plan_of(trainer, {"blocks.5": 5.0})
+    settings = TrainingSettings(epochs=3, patience=3, batch_size=16, base_lr=0.001)
+    whole = trainer.train(TrainingTask(plan, 0, settings)).curve
+    needed = (0.0, max(whole.validation_accuracy[:2]) + 0.01)
+    raced = trainer.train(TrainingTask(plan, 0, settings, must_reach=needed)).curve
+    assert raced.outcome == "stopped"
+    assert raced.validation_accuracy == whole.validation_accuracy[:2]
+    assert apart_from_time(raced) == apart_from_time(whole.raced(needed))
+
+
+@pytest.mark.parametrize("needed", [(), (0.0, 0.0), (0.3,), (0.0, 0.4, 0.9), (0.0, 0.0, 0.0, 0.9)])
+def test_thresholds_that_are_met_or_come_after_the_end_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, needed: tuple[float, ...]
+) -> None:
+    script(monkeypatch, [0.3, 0.4, 0.5])
+    curve = run(toy.plan(head=1.0), must_reach=needed).curve
+    assert (curve.outcome, len(curve.validation_accuracy)) == ("finished", 3)
+    assert curve.raced(needed) == curve
