@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from biotune.finetuning.training import Compute
+from biotune.finetuning.compute import Compute
 
 
 def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> Compute:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from biotune.data.prepared import PreparedImages
 from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.checkpoints import ModelCard, load_model_of
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.metrics import (
     class_scores,
     classifier_scores,
     mean_interval,
 )
-from biotune.finetuning.training import Compute, ImageSubset, predict_probabilities
+from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.compute import resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.home import biotune_home

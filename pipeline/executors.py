@@ -23,8 +23,9 @@ from joblib import cpu_count  # minds affinity and a container's CPU limit
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from biotune.finetuning.compute import Compute
     from biotune.finetuning.fitness import Trainer, TrainingTask
-    from biotune.finetuning.training import Compute, LearningCurve
+    from biotune.finetuning.training import LearningCurve
 
 
 class LostWorkerError(PipelineError):
@@ -39,12 +40,15 @@ class TrainerSetup:
     backbone: str
     weights: str
     compute: Compute
+    feature_cache_bytes: int = 0
 
     def build(self) -> Trainer:
         """The network, in this process. Loads torch."""
         from biotune.finetuning.fitness import Trainer
 
-        return Trainer(self.prepared, self.backbone, self.weights, self.compute)
+        return Trainer(
+            self.prepared, self.backbone, self.weights, self.compute, self.feature_cache_bytes
+        )
 
 
 class WorkerPool:
@@ -117,10 +121,13 @@ def _start_worker(setup: TrainerSetup) -> None:
     global _trainer
     import torch
 
+    from biotune.finetuning.compute import keep_freed_memory
+
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole process group; the main process ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_freed_memory()
     _trainer = setup.build()
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import Compute, LearningCurve
+from biotune.finetuning.training import LearningCurve
 from pipeline.errors import PipelineError
 
 EVALUATION_VERSION = 1

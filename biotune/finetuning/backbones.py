@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from biotune.finetuning.depthwise import replace_depthwise
 from biotune.finetuning.weights import (
     WeightsError,
     file_identity,
@@ -60,9 +61,18 @@ class Backbone:
             block: 0 takes normalised images; the number of blocks returns ``features`` as they are.
             features: what the block before it returned, [N, …].
         """
-        for modules in list(self.blocks.values())[block:]:
-            for module in modules:
-                features = module(features)
+        before = sum(len(modules) for modules in list(self.blocks.values())[:block])
+        return self.run_layers(before, len(self.layers), features)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The modules of all blocks, in forward order."""
+        return tuple(module for modules in self.blocks.values() for module in modules)
+
+    def run_layers(self, begin: int, end: int, features: Tensor) -> Tensor:
+        """Run the layers from ``begin`` up to, not including, ``end``."""
+        for layer in self.layers[begin:end]:
+            features = layer(features)
         return features
 
     def parameters_of(self, block: str) -> Iterator[nn.Parameter]:
@@ -102,7 +112,9 @@ class _Architecture:
     std: Channels
 
 
-def build_backbone(name: str, weights: str, classes: int) -> Backbone:
+def build_backbone(
+    name: str, weights: str, classes: int, *, fast_depthwise: bool = False
+) -> Backbone:
     """Build a network in evaluation mode, channels_last, with a new head for this many classes.
 
     Args:
@@ -110,6 +122,8 @@ def build_backbone(name: str, weights: str, classes: int) -> Backbone:
         weights: ``imagenet``, ``none`` (random, but the same each time), or the path of a state
             dict. Weights of the head are left out: the head is new.
         classes: number of classes, at least 2.
+        fast_depthwise: with :class:`~biotune.finetuning.depthwise.DepthwiseConv2d` in the place of
+            depthwise convolutions; names and values of all tensors are the same.
 
     Raises:
         ValueError: for an unknown name or fewer than two classes.
@@ -121,6 +135,8 @@ def build_backbone(name: str, weights: str, classes: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = architecture.build(classes)
+    if fast_depthwise:
+        replace_depthwise(network)
     backbone = Backbone(
         name, network, architecture.blocks(network), architecture.mean, architecture.std
     )

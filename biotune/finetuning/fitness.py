@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from biotune.data.prepared import PreparedImages
 from biotune.data.splits import resample, stratified_folds
 from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import FeatureCache
 from biotune.finetuning.training import (
-    Compute,
     FitResult,
     ImageSubset,
     LearningCurve,
@@ -65,13 +66,36 @@ class Trainer:
         backbone: name of the network.
         weights: its pretrained weights.
         compute: device and precision.
+        feature_cache_bytes: how much the features of frozen prefixes may take. It changes nothing
+            but time; see :mod:`biotune.finetuning.feature_cache`.
     """
 
-    def __init__(self, prepared: Path, backbone: str, weights: str, compute: Compute) -> None:
+    def __init__(
+        self,
+        prepared: Path,
+        backbone: str,
+        weights: str,
+        compute: Compute,
+        feature_cache_bytes: int = 0,
+    ) -> None:
         self.prepared = PreparedImages.open(prepared)
         self.compute = compute
-        self.backbone: Backbone = build_backbone(backbone, weights, len(self.prepared.classes))
+        compute.set_up()
+        fast = compute.precision == "mixed_depthwise"
+        classes = len(self.prepared.classes)
+        self.backbone: Backbone = build_backbone(backbone, weights, classes, fast_depthwise=fast)
         self.backbone.network.to(compute.device)
+        if compute.compile:
+            for layer in self.backbone.layers:
+                layer.compile()
+        learned_from = [self.prepared.indices(split) for split in ("train", "validation")]
+        self.cache = FeatureCache(
+            self.backbone,
+            self.prepared.images,
+            compute,
+            feature_cache_bytes,
+            np.concatenate(learned_from),
+        )
         self._pretrained = {n: t.clone() for n, t in self.backbone.network.state_dict().items()}
 
     def train(
@@ -118,6 +142,7 @@ class Trainer:
             fold=task.fold,
             must_reach=task.must_reach,
             compute=self.compute,
+            cache=self.cache,
             keep_best=keep_best,
             on_epoch=on_epoch,
         )
@@ -140,6 +165,7 @@ class Trainer:
         return ImageSubset(self.prepared.images, self.prepared.labels, indices)
 
     def _empty_caches(self) -> None:
+        self.cache.clear()
         gc.collect()
         if torch.device(self.compute.device).type == "cuda":
             torch.cuda.empty_cache()

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from biotune.data.transforms import normalise
 from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import FeatureCache, cut_of
 from biotune.finetuning.freezing import (
     apply_plan,
     has_zero_gradient,
@@ -62,27 +63,6 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where and in which precision to run: a torch device, and ``fp32`` or ``bf16`` autocast.
-
-    Raises:
-        ValueError: for another precision.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {self.precision!r}")
-
-    def autocast(self) -> torch.autocast:
-        """The context in which every forward pass runs."""
-        device = torch.device(self.device).type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-@dataclass(frozen=True)
 class ImageSubset:
     """Some of the prepared images, by index, without copying them.
 
@@ -99,15 +79,12 @@ class ImageSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, positions: NDArray[np.int64], backbone: Backbone, device: str) -> Tensor:
-        """Normalised float32 images [b, 3, S, S], channels_last, on the device."""
-        # Stored NHWC, so that the permuted view is channels_last as it stands.
-        pixels = torch.from_numpy(self.images[self.indices[positions]]).permute(0, 3, 1, 2)
-        return normalise(_to_device(pixels, device).float(), backbone.mean, backbone.std)
-
     def targets(self, positions: NDArray[np.int64], device: str) -> Tensor:
         """Class indices, int64 [b], on the device."""
-        return _to_device(torch.from_numpy(self.labels[self.indices[positions]]), device)
+        targets = torch.from_numpy(self.labels[self.indices[positions]])
+        if torch.device(device).type == "cuda":
+            return targets.pin_memory().to(device, non_blocking=True)
+        return targets
 
 
 @dataclass(frozen=True)
@@ -193,6 +170,7 @@ def fit(
     fold: int = 0,
     must_reach: Sequence[float] = (),
     compute: Compute | None = None,
+    cache: FeatureCache | None = None,
     keep_best: bool = False,
     on_epoch: Callable[[], None] | None = None,
 ) -> FitResult:
@@ -210,6 +188,8 @@ def fit(
         must_reach: stop as hopeless after epoch e if the best validation accuracy so far is below
             ``must_reach[e]``; see :func:`stopping_epoch`.
         compute: default CPU, fp32.
+        cache: of this network's features on these images; without one, a frozen prefix is computed
+            anew in every step, to the same bits.
         keep_best: return a copy of the network's tensors at the best epoch.
         on_epoch: called after every epoch.
 
@@ -227,7 +207,7 @@ def fit(
     head_seed, order_seed, dropout_seed = _streams(seed, fold)
     backbone.reset_head(head_seed)
     start = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
-    run = _Run(backbone, plan, settings, compute, len(train), must_reach)
+    run = _Run(backbone, plan, settings, compute, cache, len(train), must_reach)
     order = np.random.default_rng(order_seed)
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
@@ -243,16 +223,31 @@ def fit(
 
 
 def predict_probabilities(
-    backbone: Backbone, subset: ImageSubset, compute: Compute | None = None
+    backbone: Backbone,
+    subset: ImageSubset,
+    compute: Compute | None = None,
+    *,
+    cache: FeatureCache | None = None,
+    cut: int = 0,
 ) -> NDArray[np.float32]:
-    """Class probabilities of every image, float32 [n, classes], in evaluation mode."""
+    """Class probabilities of every image, float32 [n, classes], in evaluation mode.
+
+    Args:
+        backbone: on ``compute``'s device.
+        subset: the images.
+        compute: default CPU, fp32.
+        cache: where the features of the layers before ``cut`` come from.
+        cut: see :func:`~biotune.finetuning.feature_cache.cut_of`.
+    """
     compute = compute or Compute()
+    cache = cache or FeatureCache(backbone, subset.images, compute)
     backbone.network.eval()
     chunks = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for positions in _chunks(np.arange(len(subset)), INFERENCE_BATCH):
+            features = cache.features(subset.indices[positions], cut)
             with compute.autocast():
-                logits = backbone.forward_from(0, subset.batch(positions, backbone, compute.device))
+                logits = backbone.run_layers(cut, len(backbone.layers), features)
             chunks.append(logits.float().softmax(dim=1).cpu().numpy())
     return np.concatenate(chunks)
 
@@ -266,12 +261,15 @@ class _Run:
         plan: FineTunePlan,
         settings: TrainingSettings,
         compute: Compute,
+        cache: FeatureCache | None,
         images: int,
         must_reach: Sequence[float],
     ) -> None:
         self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
+        self.cache = cache
         self.must_reach = must_reach
         groups = apply_plan(backbone, plan, settings.base_lr)
+        self.cut = cut_of(backbone, plan)
         self.optimizer = torch.optim.Adam(groups, fused=True)
         steps = settings.epochs * len(_training_batches(np.arange(images), settings.batch_size))
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=steps)
@@ -300,7 +298,9 @@ class _Run:
     ) -> bool:
         """Train on every image once, then validate; whether this is the best epoch so far."""
         loss = self._train(train, order)
-        probabilities = predict_probabilities(self.backbone, validation, self.compute)
+        probabilities = predict_probabilities(
+            self.backbone, validation, self.compute, cache=self.cache, cut=self.cut
+        )
         if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
             self.diverged = True
             return False
@@ -314,11 +314,12 @@ class _Run:
     def _train(self, train: ImageSubset, order: np.random.Generator) -> float:
         """One pass over the images in random order; the mean loss of its batches."""
         set_training_mode(self.backbone, self.plan)
+        cache = self.cache or FeatureCache(self.backbone, train.images, self.compute)
         losses = []
         for positions in _training_batches(order.permutation(len(train)), self.settings.batch_size):
-            images = train.batch(positions, self.backbone, self.compute.device)
+            features = cache.features(train.indices[positions], self.cut)
             with self.compute.autocast():
-                logits = self.backbone.forward_from(0, images)
+                logits = self.backbone.run_layers(self.cut, len(self.backbone.layers), features)
                 loss = cross_entropy(logits, train.targets(positions, self.compute.device))
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -357,11 +358,5 @@ def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int6
         yield positions[begin : begin + size]
 
 
-def _to_device(tensor: Tensor, device: str) -> Tensor:
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
-
-
 def _cuda_devices(compute: Compute) -> list[str]:
-    return [compute.device] if torch.device(compute.device).type == "cuda" else []
+    return [compute.device] if compute.device_type == "cuda" else []

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from biotune.data.prepared import prepare_images
 from biotune.data.sources import open_source
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import Compute, LearningCurve, TrainingSettings
+from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
 from pipeline.compute import resolve_compute
 from pipeline.executors import LostWorkerError, TrainerSetup, WorkerPool, resolve_workers

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import Compute, LearningCurve
+from biotune.finetuning.training import LearningCurve
 from pipeline.runs import TrainingRuns
 from pipeline.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import curve, task

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import Compute, LearningCurve, TrainingSettings
+from biotune.finetuning.training import LearningCurve, TrainingSettings
 from pipeline.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import curve, task
 

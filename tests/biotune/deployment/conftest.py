@@ -13,8 +13,9 @@ from biotune.data import DigitsSource, PreparedImages, prepare_images
 from biotune.deployment.export import export_onnx
 from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.checkpoints import ModelCard
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer, TrainingTask
-from biotune.finetuning.training import Compute, TrainingSettings
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
 
 CLASSES = ("zero", "été", "冬", 'a "quoted" one', "four", "five", "six", "seven", "eight", "nine")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from biotune.data import DigitsSource, prepare_images
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer
-from biotune.finetuning.training import Compute
 
 
 @pytest.fixture(scope="session", autouse=True)

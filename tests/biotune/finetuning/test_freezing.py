@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import network_input
 from biotune.finetuning.freezing import (
     FreezeProofError,
     apply_plan,
@@ -98,7 +100,7 @@ def test_batchnorm_and_dropout_deep_inside_real_blocks_follow_the_plan():
 
 
 def test_a_frozen_block_computes_the_same_with_and_without_training_mode_around_it(backbone):
-    images = toy.subset().batch(toy.subset().indices, backbone, "cpu")
+    images = network_input(toy.subset().images, backbone, Compute())
     before = toy.copy_of(backbone)
     alone = backbone.network[:6](images)
     set_training_mode(backbone, toy.plan(head=1.0))
@@ -117,7 +119,7 @@ def one_step(backbone: Backbone, plan: FineTunePlan) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.Adam(apply_plan(backbone, plan, 0.01))
     set_training_mode(backbone, plan)
     images = toy.subset()
-    logits = backbone.forward_from(0, images.batch(images.indices, backbone, "cpu"))
+    logits = backbone.forward_from(0, network_input(images.images, backbone, Compute()))
     cross_entropy(logits, images.targets(images.indices, "cpu")).backward()
     optimizer.step()
     return start
@@ -166,7 +168,7 @@ def test_the_proof_catches_a_frozen_batchnorm_left_in_training_mode(backbone):
     optimizer = torch.optim.Adam(apply_plan(backbone, plan, 0.01))
     backbone.network.train()
     images = toy.subset()
-    logits = backbone.forward_from(0, images.batch(images.indices, backbone, "cpu"))
+    logits = backbone.forward_from(0, network_input(images.images, backbone, Compute()))
     cross_entropy(logits, images.targets(images.indices, "cpu")).backward()
     optimizer.step()
     with pytest.raises(FreezeProofError, match=r"stem \(1\.running_mean\)', 'middle \(4\.runn"):

@@ -12,11 +12,12 @@ import torch
 
 from biotune.finetuning import training
 from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.freezing import FreezeProofError
 from biotune.finetuning.metrics import validation_scores
 from biotune.finetuning.training import (
-    Compute,
     FitResult,
     ImageSubset,
     LearningCurve,
@@ -296,9 +297,9 @@ def test_a_run_that_diverges_late_keeps_the_epochs_before(monkeypatch):
     real = training.predict_probabilities
     calls = []
 
-    def nan_from_the_second_epoch(*args):
+    def nan_from_the_second_epoch(*args, **options):
         calls.append(None)
-        return real(*args) * (1 if len(calls) == 1 else np.nan)
+        return real(*args, **options) * (1 if len(calls) == 1 else np.nan)
 
     monkeypatch.setattr(training, "predict_probabilities", nan_from_the_second_epoch)
     curve = run(toy.plan(head=1.0)).curve
@@ -333,7 +334,9 @@ def test_a_run_that_breaks_the_freezing_has_no_result(monkeypatch):
     monkeypatch.setattr(
         training, "set_training_mode", lambda backbone, plan: backbone.network.train()
     )
-    with pytest.raises(FreezeProofError, match=r"frozen blocks that changed: \['stem"):
+    with pytest.raises(FreezeProofError, match=r"frozen blocks that changed: \['middle"):
+        run(toy.plan(stem=1.0, head=1.0))
+    with pytest.raises(ValueError, match="before cut 7 must be in evaluation mode"):
         run(toy.plan(head=1.0))
 
 
@@ -367,24 +370,19 @@ def test_settings_that_cannot_train_are_refused(change, message):
         toy.settings(**change)
 
 
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16', got 'fp16'"):
-        Compute("cpu", "fp16")
-
-
 # --- what the network sees
 
 
 def test_images_are_normalised_and_channels_last_without_a_copy_in_another_order():
     backbone, images = toy.backbone(), toy.subset()
-    chosen = replace(images, indices=np.array([5, 2, 9]))
-    batch = chosen.batch(np.array([2, 0]), backbone, "cpu")
+    batch = network_input(images.images[[9, 5]], backbone, Compute())
     assert batch.shape == (2, 3, 7, 7)
     assert batch.dtype == torch.float32
     assert batch.is_contiguous(memory_format=torch.channels_last)
     pixels = images.images[[9, 5]].transpose(0, 3, 1, 2) / 255
     mean, std = (np.array(c).reshape(1, 3, 1, 1) for c in (backbone.mean, backbone.std))
     assert np.allclose(batch.numpy(), (pixels - mean) / std, atol=1e-6)
+    chosen = replace(images, indices=np.array([5, 2, 9]))
     assert chosen.targets(np.array([2, 0]), "cpu").tolist() == [9 % 3, 5 % 3]
 
 
@@ -448,8 +446,9 @@ def test_on_cuda_the_proof_catches_a_drifting_batchnorm(digits, monkeypatch):
     everything_trains: Callable[..., None] = lambda backbone, plan: backbone.network.train()  # noqa: E731
     monkeypatch.setattr(training, "set_training_mode", everything_trains)
     trainer = Trainer(digits, "efficientnet_lite0", "imagenet", Compute("cuda", "bf16"))
-    task = TrainingTask(plan_of(trainer, {"classifier": 1.0}), 0, TrainingSettings(1, 1, 10, 0.001))
-    with pytest.raises(FreezeProofError, match=r"stem \(bn1\.running_mean\)"):
+    # A frozen prefix is not even run in training; what comes after the first trained block is.
+    task = TrainingTask(plan_of(trainer, {"stem": 1.0}), 0, TrainingSettings(1, 1, 10, 0.001))
+    with pytest.raises(FreezeProofError, match=r"blocks\.0 \(blocks.*running_mean\)"):
         trainer.train(task)
 
 

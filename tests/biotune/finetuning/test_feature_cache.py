@@ -1,0 +1,226 @@
+"""Features of a frozen prefix: the same bits from the cache, computed anew, or chained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import CHUNK, FeatureCache, cut_of, network_input
+from biotune.finetuning.fitness import Trainer, TrainingTask
+from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.plan import FineTunePlan
+from tests.biotune.finetuning import toy
+
+ROOM = 1 << 30
+NAMES = ("efficientnet_lite0", "resnet50", "toy")
+
+
+class Network:
+    """A backbone with images, each with a cache of ample room and one without."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        compute = Compute("cpu", precision)
+        if name == "toy":
+            self.backbone, size = toy.backbone(), 7
+        else:
+            fast = precision == "mixed_depthwise"
+            self.backbone, size = build_backbone(name, "none", 3, fast_depthwise=fast), 32
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (100, size, size, 3), dtype=np.uint8)
+        self.kept = FeatureCache(self.backbone, self.images, compute, ROOM)
+        self.anew = FeatureCache(self.backbone, self.images, compute, 0)
+
+
+NETWORKS: dict[tuple[str, str], Network] = {}
+
+
+def network(name: str, precision: str) -> Network:
+    """Built once; the caches fill as the examples go on, as they do in a search."""
+    if (name, precision) not in NETWORKS:
+        NETWORKS[name, precision] = Network(name, precision)
+    return NETWORKS[name, precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "mixed_depthwise"])
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_features_are_bit_for_bit_those_computed_anew(name: str, precision: str) -> None:
+    if precision == "mixed_depthwise" and name != "efficientnet_lite0":
+        pytest.skip("has no depthwise convolution: the same as bf16")
+    one = network(name, precision)
+
+    @settings(max_examples=12)
+    @given(
+        cut=st.integers(0, len(one.backbone.layers) - 1),
+        indices=st.lists(st.integers(0, 99), min_size=1, max_size=70, unique=True),
+    )
+    def check(cut: int, indices: list[int]) -> None:
+        chosen = np.array(indices)
+        kept, anew = one.kept.features(chosen, cut), one.anew.features(chosen, cut)
+        assert torch.equal(kept, anew)
+        assert kept.dtype == anew.dtype
+        assert kept.stride() == anew.stride()
+
+    check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_is_the_same_bit_for_bit_with_any_cache(
+    name: str, precision: str, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random plans one after another, on a cache of ample room, a tight one, and none."""
+
+    def trainer(limit: int) -> Trainer:
+        if name == "toy":
+            monkeypatch.setattr("biotune.finetuning.fitness.build_backbone", _wide_toy)
+        return Trainer(digits, name, "none", Compute("cpu", precision), limit)
+
+    ample, tight, none = trainer(ROOM), trainer(2_000_000), trainer(0)
+    blocks = list(ample.backbone.blocks)
+    rng = np.random.default_rng(7)
+    for seed in range(2 if name == "resnet50" else 4):
+        mask = rng.random(len(blocks)) < 0.5
+        mask[: rng.integers(0, len(blocks))] = False
+        mask[-1] |= not mask.any()
+        plan = FineTunePlan(
+            {b: 2.0 if trained else None for b, trained in zip(blocks, mask, strict=True)}
+        )
+        task = TrainingTask(
+            plan, seed, TrainingSettings(1 if name == "resnet50" else 2, 2, 12, 0.001)
+        )
+        results = [one.train(task, keep_best=True) for one in (ample, tight, none, ample)]
+        assert len({_bits(result.curve) for result in results}) == 1
+        first = results[0].best_state
+        for result in results[1:]:
+            assert toy.equal(first, result.best_state)
+    assert none.cache.used == 0
+    assert tight.cache.used <= 2_000_000
+    assert ample.cache.used > 0
+
+
+def _wide_toy(name: str, weights: str, classes: int, *, fast_depthwise: bool) -> Backbone:
+    """The toy network with pooling, so that it takes images of any size, and ten classes."""
+    backbone = toy.backbone()
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
+    network = nn.Sequential(*backbone.network[:6], *pooled)
+    blocks = {**dict(backbone.blocks), "head": pooled}
+    return replace(backbone, network=network, blocks=blocks)
+
+
+def _bits(curve: LearningCurve) -> LearningCurve:
+    return replace(curve, seconds=0.0)
+
+
+def test_which_images_share_a_chunk_changes_nothing() -> None:
+    one = network("efficientnet_lite0", "bf16")
+    layers = len(one.backbone.layers) - 1
+    together = one.anew.features(np.arange(CHUNK), layers)
+    alone = [one.anew.features(np.array([i]), layers) for i in range(CHUNK)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+# --- where the prefix ends
+
+
+def test_the_cut_comes_before_the_first_trained_layer_and_after_pooling() -> None:
+    backbone = build_backbone("resnet50", "none", 3)
+    blocks = list(backbone.blocks)
+
+    def cut(*trained: str) -> int:
+        return cut_of(backbone, FineTunePlan({b: 1.0 if b in trained else None for b in blocks}))
+
+    assert cut("conv1") == cut("conv1", "fc") == 0
+    assert backbone.layers[cut("layer3", "fc")] is backbone.network.layer3
+    assert backbone.layers[cut("fc")] is backbone.network.fc  # average pooling is before the cut
+    pooled = FeatureCache(backbone, np.zeros((1, 32, 32, 3), dtype=np.uint8), Compute())
+    assert pooled.features(np.array([0]), cut("fc")).shape == (1, 2048)
+
+
+def test_dropout_is_never_part_of_a_trained_blocks_prefix() -> None:
+    backbone = toy.backbone()
+    layers = (nn.Dropout(0.5), nn.Flatten(), nn.Linear(6, 3))
+    dropping = replace(backbone, blocks={**dict(backbone.blocks), "head": layers})
+    assert cut_of(dropping, toy.plan(head=1.0)) == 6
+
+
+# --- what is kept
+
+
+def test_the_input_is_normalised_once_and_then_comes_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Network("toy", "bf16")
+    chosen = np.array([5, 2, 9])
+    first = one.kept.features(chosen, 0)
+    expected = network_input(one.images[chosen], one.backbone, Compute("cpu", "bf16"))
+    assert torch.equal(first, expected)
+    monkeypatch.setattr("biotune.finetuning.feature_cache.network_input", pytest.fail)
+    assert torch.equal(one.kept.features(chosen, 0), expected)
+
+
+def test_a_deeper_cut_starts_from_the_nearest_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Network("toy", "fp32")
+    ran: list[int] = []
+    run_layers = Backbone.run_layers
+
+    def note(self: Backbone, begin: int, end: int, features: torch.Tensor) -> torch.Tensor:
+        ran.append(begin)
+        return run_layers(self, begin, end, features)
+
+    monkeypatch.setattr(Backbone, "run_layers", note)
+    one.kept.features(np.arange(40), 3)
+    assert set(ran) == {0}
+    ran.clear()
+    one.kept.features(np.arange(40), 6)
+    assert set(ran) == {3}
+    ran.clear()
+    one.kept.features(np.arange(20, 40), 6)
+    assert not ran
+
+
+def test_what_was_unused_for_longest_makes_room_and_what_never_fits_is_not_kept() -> None:
+    backbone = toy.backbone()
+    images = np.zeros((100, 7, 7, 3), dtype=np.uint8)
+    size = {cut: 100 * 4 * n for cut, n in {0: 3 * 49, 3: 4 * 9, 6: 6}.items()}
+    cache = FeatureCache(backbone, images, Compute(), size[0] + size[3])
+    everything = np.arange(100)
+    cache.features(everything, 0)
+    cache.features(everything, 3)
+    assert cache.used == size[0] + size[3]
+    cache.features(everything, 0)  # used again: cut 3 is the older one now
+    cache.features(everything, 6)
+    assert cache.used == size[0] + size[6]
+    small = FeatureCache(backbone, images, Compute(), size[3])
+    small.features(everything, 0)
+    assert small.used == 0
+    cache.clear()
+    assert cache.used == 0
+
+
+def test_only_the_named_images_are_kept() -> None:
+    backbone = toy.backbone()
+    images = np.zeros((100, 7, 7, 3), dtype=np.uint8)
+    cache = FeatureCache(backbone, images, Compute(), ROOM, cached=np.array([3, 50]))
+    cache.features(np.array([50]), 0)
+    assert cache.used == 2 * 3 * 49 * 4
+    assert cache.features(np.array([50, 99]), 0).shape == (2, 3, 7, 7)  # 99 is computed anew
+
+
+def test_a_prefix_in_training_mode_is_refused() -> None:
+    backbone = toy.backbone()
+    backbone.network.train()
+    cache = FeatureCache(backbone, np.zeros((1, 7, 7, 3), dtype=np.uint8), Compute(), ROOM)
+    cache.features(np.array([0]), 0)
+    with pytest.raises(ValueError, match="layers before cut 3 must be in evaluation mode"):
+        cache.features(np.array([0]), 3)
