@@ -1,32 +1,50 @@
-"""What ``runtime.device`` and ``runtime.precision`` mean on this machine."""
+"""What the ``runtime`` section means on this machine."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
+from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute
+from biotune.finetuning.hardware import fastest_precision, hardware_feature
+from pipeline.params import RuntimeParams
 
 
-def resolve_compute(device: str, precision: Literal["auto", "fp32", "bf16"]) -> Compute:
-    """What ``runtime.device`` and ``runtime.precision`` mean on this machine.
-
-    ``auto`` is CUDA where there is one, and bf16 where a GPU computes in it, else fp32: on CPUs
-    bf16 is slower for networks with depthwise convolutions.
+def resolve_device(device: str) -> str:
+    """What ``runtime.device`` means on this machine; ``auto`` is CUDA where there is one.
 
     Raises:
         ValueError: if the named device is not there.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     index = torch.device(device).index or 0
     if device != "cpu" and index >= torch.cuda.device_count():
         raise ValueError(
             f"runtime.device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA "
             "devices; use 'auto' or 'cpu'"
         )
+    return device
+
+
+def resolve_compute(runtime: RuntimeParams, backbone: str) -> Compute:
+    """How to train this network on this machine.
+
+    ``precision: auto`` is the fastest by the table of measurements; see
+    :func:`biotune.finetuning.hardware.fastest_precision`.
+
+    Raises:
+        ValueError: if the named device is not there, or cannot compute in the named precision, or
+            for an unknown backbone.
+    """
+    device = resolve_device(runtime.device)
+    precision = runtime.precision
     if precision == "auto":
-        bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if bf16 else "fp32"
-    return Compute(device, precision)
+        precision = fastest_precision(convolution_family(backbone), device)
+    return Compute(device, precision, runtime.compile)
+
+
+def describe(compute: Compute) -> str:
+    """One line for people, such as ``cpu (avx512_bf16), mixed_depthwise``."""
+    compiled = ", compiled" if compute.compile else ""
+    return f"{compute.device} ({hardware_feature(compute.device)}), {compute.precision}{compiled}"

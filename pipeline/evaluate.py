@@ -19,7 +19,7 @@ from biotune.finetuning.metrics import (
     mean_interval,
 )
 from biotune.finetuning.training import ImageSubset, predict_probabilities
-from pipeline.compute import resolve_compute
+from pipeline.compute import resolve_device
 from pipeline.console import percent, print_plan, print_table
 from pipeline.home import biotune_home
 from pipeline.outputs import check_writable, write_csv, write_json
@@ -58,7 +58,8 @@ def run(
     images = PreparedImages.open(prepared)
     test = ImageSubset(images.images, images.labels, images.indices("test"))
     labels = images.labels[test.indices]
-    compute = Compute(resolve_compute(params.runtime.device, "fp32").device, "fp32")
+    compute = Compute(resolve_device(params.runtime.device))
+    compute.set_up()
     winner, card = load_model_of(model, images)
     recipe, recipe_card = load_model_of(baseline, images)
     for backbone in (winner, recipe):

@@ -18,7 +18,7 @@ from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.compute import resolve_compute
+from pipeline.compute import describe, resolve_compute
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
@@ -91,9 +91,10 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     # The workers build it too; here it finds what is wrong with the weights before they start.
     backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
     plans = _plans(best_plan, tuple(backbone.blocks))
-    compute = resolve_compute(params.runtime.device, params.runtime.precision)
-    setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute)
+    compute = resolve_compute(params.runtime, params.model.backbone)
     workers = resolve_workers(params.runtime.workers, compute.device)
+    cache = params.runtime.feature_cache_bytes // workers
+    setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
     check_writable(files.model, files.baseline, files.curves, files.metrics)
     home = biotune_home()
     with (
@@ -101,6 +102,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         TemporaryDirectory(dir=files.model.parent, prefix=".finetune-") as scratch,
         WorkerPool(setup, workers) as pool,
     ):
+        tracked.tags({"biotune.compute": describe(compute)})
         winner, recipe = _train(plans, params, pool, Path(scratch))
         _keep(winner, files.model, images, backbone)
         _keep(recipe, files.baseline, images, backbone)

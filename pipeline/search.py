@@ -12,7 +12,7 @@ from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
-from pipeline.compute import resolve_compute
+from pipeline.compute import describe, resolve_compute
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import (
     CLEAR_LEAD,
@@ -57,19 +57,23 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         SearchFailedError, LostWorkerError, FreezeProofError: as they say.
     """
     model, section = params.model, params.search
-    compute = resolve_compute(params.runtime.device, params.runtime.precision)
+    compute = resolve_compute(params.runtime, model.backbone)
     images, sizes = _checked_inputs(params, prepared)
     check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
     identity = weights_identity(model.backbone, model.weights)
     inputs = shared_inputs(images.fingerprint, model.backbone, identity, compute)
-    setup = TrainerSetup(prepared, model.backbone, model.weights, compute)
+    workers = resolve_workers(params.runtime.workers, compute.device)
+    cache = params.runtime.feature_cache_bytes // workers
+    setup = TrainerSetup(prepared, model.backbone, model.weights, compute, cache)
     home = biotune_home()
+    print(f"Training on {describe(compute)}; {workers} at a time")
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("search", params, images.fingerprint, home) as tracked,
-        WorkerPool(setup, resolve_workers(params.runtime.workers, compute.device)) as pool,
+        WorkerPool(setup, workers) as pool,
         _Progress(params, sizes, tracked) as progress,
     ):
+        tracked.tags({"biotune.compute": describe(compute)})
         runs = TrainingRuns(store, pool)
         result = evolve(section, tuple(sizes), runs, progress.evaluated, progress.confirmed)
         _write(result, files, sum(sizes.values()))

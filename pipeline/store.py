@@ -100,6 +100,7 @@ def shared_inputs(
         "weights": weights,
         "device": torch.device(compute.device).type,
         "precision": compute.precision,
+        "compile": compute.compile,
         "torch": torch.__version__,
     }
 

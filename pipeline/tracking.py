@@ -70,6 +70,13 @@ class StageRun:
         """Log final figures, nested ones under dotted names; what is no number is left out."""
         self._send(lambda client: client.log_batch(self._run_id, _metrics(_numbers(metrics))))
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Say of the stage's run what is no number."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        self._send(lambda client: client.log_batch(self._run_id, tags=entries))
+
     def artifacts(self, files: Iterable[Path]) -> None:
         """Upload files."""
         for file in files:

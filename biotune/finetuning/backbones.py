@@ -170,6 +170,21 @@ def block_sizes(name: str, classes: int) -> dict[str, int]:
     }
 
 
+def convolution_family(name: str) -> str:
+    """``depthwise`` for a network with depthwise convolutions, else ``dense``.
+
+    The two kinds want different precisions; see :mod:`biotune.finetuning.precisions`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    with torch.device("meta"):
+        network = _architecture(name).build(2)
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    is_depthwise = any(1 < one.groups == one.in_channels for one in convolutions)
+    return "depthwise" if is_depthwise else "dense"
+
+
 def weights_identity(name: str, weights: str) -> str:
     """What the weights are, as a string that changes when they do: part of the store's key.
 

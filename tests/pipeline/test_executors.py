@@ -19,7 +19,6 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.compute import resolve_compute
 from pipeline.executors import LostWorkerError, TrainerSetup, WorkerPool, resolve_workers
 
 ROOT = Path(__file__).parents[2]
@@ -135,13 +134,6 @@ def test_auto_is_a_worker_per_core_on_cpu_and_one_on_a_gpu() -> None:
     assert resolve_workers("auto", "cpu") >= 1
     assert resolve_workers("auto", "cuda") == 1
     assert resolve_workers(7, "cuda") == 7
-
-
-def test_auto_precision_is_fp32_on_cpu_and_a_missing_device_is_named() -> None:
-    assert resolve_compute("cpu", "auto") == Compute("cpu", "fp32")
-    assert resolve_compute("cpu", "bf16") == Compute("cpu", "bf16")
-    with pytest.raises(ValueError, match=r"runtime\.device is 'cuda:99', but torch sees"):
-        resolve_compute("cuda:99", "auto")
 
 
 def _alive(process: int) -> bool:

@@ -60,6 +60,7 @@ def test_whatever_changes_a_run_changes_its_key(tmp_path: Path, other: TrainingT
         shared_inputs("data", "efficientnet_lite0", "others", Compute()),
         shared_inputs("data", "efficientnet_lite0", "weights", Compute("cuda")),
         shared_inputs("data", "efficientnet_lite0", "weights", Compute("cpu", "bf16")),
+        shared_inputs("data", "efficientnet_lite0", "weights", Compute(compile=True)),
         {**INPUTS, "version": 0},
         {**INPUTS, "torch": "1.0"},
     ],
