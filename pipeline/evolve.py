@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
-
-import numpy as np
 
 from biotune.evolution.candidate import Candidate
-from biotune.evolution.genome import decode
 from biotune.evolution.optimizer import BioTune
-from biotune.evolution.recipes import recipes
 from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
+from pipeline.confirmation import CLEAR_LEAD, Confirmation, confirm, contenders
 from pipeline.errors import PipelineError
 from pipeline.params import SearchParams
-from pipeline.runs import TrainingRun
-
-Key = TypeVar("Key")
-RunTasks = Callable[[Iterable[TrainingTask]], Iterator[TrainingRun]]
-"""Trains tasks, or knows them already; yields each distinct one once, in any order."""
-
-CONFIRMATION_SEEDS = 5
-"""Fresh training seeds for each plan that is confirmed."""
-
-CLEAR_LEAD = 2.0
-"""Standard errors by which a plan must lead the best recipe to win. One is not enough: the best of
-several plans that are no better leads by as much every other time."""
+from pipeline.racing import Race, cost_rank, start_race
+from pipeline.runs import NextTasks, Runs, TrainingRun, follow
 
 
 @dataclass(frozen=True)
@@ -37,7 +23,7 @@ class EvaluatedCandidate:
 
     Attributes:
         candidate: with its evaluation.
-        runs: one for each training seed, in the order of the seeds.
+        runs: one for each training seed that was run, in the order of the seeds.
         repeat_of: id of the first candidate of this search with the same plan and fold, which was
             not trained again; None for most.
     """
@@ -46,39 +32,10 @@ class EvaluatedCandidate:
     runs: tuple[TrainingRun, ...]
     repeat_of: int | None
 
-
-@dataclass(frozen=True)
-class Confirmation:
-    """A plan's score from fresh seeds, and fresh divisions of the images: no lucky one.
-
-    Attributes:
-        name: ``candidate 12``, or the recipe's name.
-        plan: the plan.
-        candidate: the candidate it came from; None for a recipe that the search did not try.
-        recipe: whether it is the best recipe, which every winner is held against.
-        evaluation: mean over the fresh seeds.
-        runs: one for each fresh seed.
-    """
-
-    name: str
-    plan: FineTunePlan
-    candidate: Candidate | None
-    recipe: bool
-    evaluation: Evaluation
-    runs: tuple[TrainingRun, ...]
-
-    def lead_over(self, other: Confirmation) -> tuple[float, float]:
-        """Mean difference in validation accuracy, on the same seeds and images; its standard error.
-
-        Both must be finished.
-        """
-        own, others = (
-            np.array([max(run.curve.validation_accuracy) for run in one.runs])
-            for one in (self, other)
-        )
-        differences = own - others
-        spread = differences.std(ddof=1) / np.sqrt(len(differences))
-        return float(differences.mean()), float(spread)
+    @property
+    def epochs(self) -> int:
+        """Trained in all, over its seeds."""
+        return sum(len(run.curve.validation_accuracy) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -87,7 +44,7 @@ class SearchResult:
 
     Attributes:
         evaluated: every candidate, in order of id.
-        confirmations: the best first.
+        confirmations: the best first; those that racing dropped last.
     """
 
     evaluated: tuple[EvaluatedCandidate, ...]
@@ -104,7 +61,7 @@ class SearchResult:
         if recipe.evaluation.outcome != "finished":
             return self.confirmations[0]
         for one in self.confirmations:
-            if one.evaluation.outcome == "finished":
+            if one.evaluation.outcome == "finished" and not one.dropped:
                 lead, standard_error = one.lead_over(recipe)
                 if lead > CLEAR_LEAD * standard_error:
                     return one
@@ -139,7 +96,7 @@ def new_search(params: SearchParams, blocks: Sequence[str]) -> BioTune:
 def evolve(
     params: SearchParams,
     blocks: Sequence[str],
-    run_tasks: RunTasks,
+    runs: Runs,
     on_evaluated: Callable[[EvaluatedCandidate], None],
     on_confirmed: Callable[[Confirmation], None],
 ) -> SearchResult:
@@ -148,7 +105,7 @@ def evolve(
     Args:
         params: the ``search`` section.
         blocks: in forward order, the head last.
-        run_tasks: trains.
+        runs: trains.
         on_evaluated: called for every candidate, as soon as it is told.
         on_confirmed: called for every confirmed plan.
 
@@ -162,29 +119,17 @@ def evolve(
         batch = {candidate.id: candidate for candidate in search.ask()}
         for key, candidate in batch.items():
             first_with.setdefault((candidate.plan, candidate.fold), key)
-        tasks = {key: _tasks(candidate, params) for key, candidate in batch.items()}
-        for key, runs in _grouped(tasks, run_tasks):
-            evaluation = evaluate([run.curve for run in runs])
+        race = _race(search, evaluated, params)
+        wanted = {key: _wanted(candidate, race, params) for key, candidate in batch.items()}
+        for key, own in follow(wanted, runs, cost_rank):
+            evaluation = _evaluation(own, race, params)
             search.tell(batch[key], evaluation)
             told = replace(batch[key], evaluation=evaluation)
             first = first_with[told.plan, told.fold]
-            evaluated[key] = EvaluatedCandidate(told, runs, first if first < key else None)
+            evaluated[key] = EvaluatedCandidate(told, own, first if first < key else None)
             on_evaluated(evaluated[key])
-    contenders = _contenders(search, params)
-    confirmed: dict[FineTunePlan, Confirmation] = {}
-    for confirmation in _confirm(contenders, params, run_tasks):
-        confirmed[confirmation.plan] = confirmation
-        on_confirmed(confirmation)
-    # The recipe is the first of the contenders, so that it wins what is equal in every respect.
-    confirmations = sorted(
-        (confirmed[one.plan] for one in contenders), key=lambda one: one.evaluation.rank_key
-    )
-    if confirmations[0].evaluation.outcome != "finished":
-        raise SearchFailedError(
-            "every plan that was to be confirmed diverged or ran out of memory; try a smaller "
-            "search.base_lr or search.batch_size"
-        )
-    return SearchResult(tuple(evaluated[key] for key in sorted(evaluated)), tuple(confirmations))
+    confirmations = _confirmations(search, params, runs, on_confirmed)
+    return SearchResult(tuple(evaluated[key] for key in sorted(evaluated)), confirmations)
 
 
 def training_settings(params: SearchParams) -> TrainingSettings:
@@ -192,75 +137,74 @@ def training_settings(params: SearchParams) -> TrainingSettings:
     return TrainingSettings(params.epochs, params.patience, params.batch_size, params.base_lr)
 
 
-def _tasks(candidate: Candidate, params: SearchParams) -> list[TrainingTask]:
+def _race(
+    search: BioTune, evaluated: Mapping[int, EvaluatedCandidate], params: SearchParams
+) -> Race | None:
+    if params.racing is False:
+        return None
+    return start_race(
+        search.ask(),
+        search.standing_elites,
+        [(one.candidate, one.runs) for one in evaluated.values()],
+        len(params.training_seeds),
+        params.epochs,
+    )
+
+
+def _wanted(candidate: Candidate, race: Race | None, params: SearchParams) -> NextTasks:
+    """What a candidate trains next: all its seeds at once, or one more while it is not hopeless."""
     settings = training_settings(params)
-    return [
-        TrainingTask(candidate.plan, seed, settings, candidate.fold, params.folds)
-        for seed in params.training_seeds
-    ]
+    raced = race is not None and candidate.id in race.needed
+    by_seeds = raced and params.racing in (True, "seeds")
+
+    def task(seed: int, done: Sequence[TrainingRun]) -> TrainingTask:
+        plain = TrainingTask(candidate.plan, seed, settings, candidate.fold, params.folds)
+        if race is None or params.racing == "seeds":
+            return plain
+        return replace(plain, must_reach=race.must_reach(candidate, done))
+
+    def wanted(done: Sequence[TrainingRun]) -> Sequence[TrainingTask]:
+        left = params.training_seeds[len(done) :]
+        if race is None or not by_seeds:
+            return [] if done else [task(seed, ()) for seed in left]
+        if done and done[-1].curve.outcome != "finished":
+            return []
+        if not left or (done and not race.deserves_another_seed(candidate, done)):
+            return []
+        return [task(left[0], done)]
+
+    return wanted
 
 
-def _grouped(
-    tasks: Mapping[Key, Sequence[TrainingTask]], run_tasks: RunTasks
-) -> Iterator[tuple[Key, tuple[TrainingRun, ...]]]:
-    """Run all tasks side by side; yield each key as soon as every task of its own is done."""
-    waiting = dict(tasks)
-    done: dict[TrainingTask, TrainingRun] = {}
-    for run in run_tasks([task for own in tasks.values() for task in own]):
-        done[run.task] = run
-        complete = [key for key, own in waiting.items() if all(task in done for task in own)]
-        for key in complete:
-            yield key, tuple(done[task] for task in waiting.pop(key))
+def _evaluation(runs: Sequence[TrainingRun], race: Race | None, params: SearchParams) -> Evaluation:
+    outcomes = {run.curve.outcome for run in runs}
+    failed = outcomes - {"finished", "stopped"}
+    complete = outcomes == {"finished"} and len(runs) == len(params.training_seeds)
+    if race is None or failed or complete:
+        return evaluate([run.curve for run in runs if run.curve.outcome != "stopped"])
+    return race.stopped(runs)
 
 
-@dataclass(frozen=True)
-class _Contender:
-    name: str
-    plan: FineTunePlan
-    candidate: Candidate | None
-    recipe: bool
-
-
-def _contenders(search: BioTune, params: SearchParams) -> list[_Contender]:
-    """The best distinct plans of the search, and the best recipe, which may be one of them."""
-    best_with: dict[FineTunePlan, Candidate] = {}
-    for one in search.ranked:
-        if one.evaluation and one.evaluation.outcome == "finished":
-            best_with.setdefault(one.plan, one)
-    recipe = _best_recipe(search)
-    top = list(best_with.values())[: params.confirm_top_k]
-    others = [one for one in top if one.plan != recipe.plan]
-    return [recipe, *(_Contender(f"candidate {one.id}", one.plan, one, False) for one in others)]
-
-
-def _best_recipe(search: BioTune) -> _Contender:
-    """The best of the recipes that the search tried; full fine-tuning if it tried none."""
-    tried = [one for one in search.history if one.origin.startswith("recipe:")]
-    if tried:
-        best = min(tried, key=lambda one: one.rank_key)
-        return _Contender(best.origin.removeprefix("recipe:"), best.plan, best, recipe=True)
-    first = recipes(search.blocks, search.head)[0]
-    return _Contender(first.name, decode(first.genome, search.blocks, search.head), None, True)
-
-
-def _confirm(
-    contenders: Sequence[_Contender], params: SearchParams, run_tasks: RunTasks
-) -> Iterator[Confirmation]:
-    fresh = max(params.training_seeds) + 1
-    tasks = {
-        contender.name: [
-            TrainingTask(
-                contender.plan,
-                seed,
-                training_settings(params),
-                resample=seed if params.confirm_on == "resampled" else None,
-            )
-            for seed in range(fresh, fresh + CONFIRMATION_SEEDS)
-        ]
-        for contender in contenders
-    }
-    by_name = {contender.name: contender for contender in contenders}
-    for name, runs in _grouped(tasks, run_tasks):
-        one = by_name[name]
-        evaluation = evaluate([run.curve for run in runs])
-        yield Confirmation(one.name, one.plan, one.candidate, one.recipe, evaluation, runs)
+def _confirmations(
+    search: BioTune,
+    params: SearchParams,
+    runs: Runs,
+    on_confirmed: Callable[[Confirmation], None],
+) -> tuple[Confirmation, ...]:
+    found = contenders(search, params)
+    confirmed: dict[FineTunePlan, Confirmation] = {}
+    racing = params.racing in (True, "seeds")
+    for one in confirm(found, params, training_settings(params), runs, racing=racing):
+        confirmed[one.plan] = one
+        on_confirmed(one)
+    # The recipe is the first of the contenders, so that it wins what is equal in every respect.
+    ranked = sorted(
+        (confirmed[one.plan] for one in found),
+        key=lambda one: (one.dropped, one.evaluation.rank_key),
+    )
+    if ranked[0].evaluation.outcome != "finished":
+        raise SearchFailedError(
+            "every plan that was to be confirmed diverged or ran out of memory; try a smaller "
+            "search.base_lr or search.batch_size"
+        )
+    return tuple(ranked)

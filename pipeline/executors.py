@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class WorkerPool:
             initializer=_start_worker,
             initargs=(setup,),
         )
+        self._running: dict[Future[LearningCurve], TrainingTask] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -82,29 +83,47 @@ class WorkerPool:
                 process.terminate()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
+        """Have a task run as soon as a worker is free.
+
+        Args:
+            task: what to train.
+            weights_file: where to write its best epoch's weights (safetensors), or None.
+        """
+        self._running[self._executor.submit(_train, task, weights_file)] = task
+
+    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
+        """Wait for any submitted task that has not been returned yet, and return it.
+
+        Raises:
+            LostWorkerError: if a worker process died.
+            ValueError, FreezeProofError: as :meth:`Trainer.train` does.
+        """
+        finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        future = next(one for one in self._running if one in finished)
+        try:
+            return self._running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise LostWorkerError(
+                "a worker process died (killed, or out of the machine's memory). What had finished "
+                "is kept: run again to go on, with a smaller runtime.workers if memory was short."
+            ) from error
+
     def train(
         self, tasks: Iterable[tuple[TrainingTask, Path | None]]
     ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
         """Run tasks side by side, and yield each with its curve as soon as it is done.
 
         Args:
-            tasks: each with the file to write its best epoch's weights to (safetensors), or None.
+            tasks: as :meth:`submit` takes them.
 
         Raises:
-            LostWorkerError: if a worker process died.
-            ValueError, FreezeProofError: as :meth:`Trainer.train` does.
+            LostWorkerError, ValueError, FreezeProofError: as :meth:`next_finished` does.
         """
-        futures: dict[Future[LearningCurve], TrainingTask] = {
-            self._executor.submit(_train, task, weights_file): task for task, weights_file in tasks
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise LostWorkerError(
-                "a worker process died (killed, or out of the machine's memory). What had finished "
-                "is kept: run again to go on, with a smaller runtime.workers if memory was short."
-            ) from error
+        for task, weights_file in tasks:
+            self.submit(task, weights_file)
+        while self._running:
+            yield self.next_finished()
 
 
 def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:

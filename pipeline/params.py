@@ -94,6 +94,7 @@ class SearchParams(_Training):
     seed_recipes: bool
     rescore_elites: bool
     reproduction: Literal["batch", "sequential"]
+    racing: bool | Literal["seeds", "epochs"]
     confirm_top_k: Count
     confirm_on: Literal["resampled", "validation"]
 

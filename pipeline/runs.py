@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve
 from pipeline.store import EvaluationStore
 
-
-class Workers(Protocol):
-    """Where runs happen; see :class:`pipeline.executors.WorkerPool`."""
-
-    def train(
-        self, tasks: Iterable[tuple[TrainingTask, Path | None]]
-    ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
-        """Run tasks side by side; yield each with its curve as soon as it is done."""
-        ...
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -31,22 +24,107 @@ class TrainingRun:
     from_store: bool
 
 
+class Workers(Protocol):
+    """Where runs happen; see :class:`pipeline.executors.WorkerPool`."""
+
+    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
+        """Have a task trained."""
+        ...
+
+    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
+        """Wait for any of the submitted tasks that has not been returned yet."""
+        ...
+
+
+class Runs(Protocol):
+    """What answers training tasks, in any order; see :class:`TrainingRuns`."""
+
+    def submit(self, task: TrainingTask) -> None:
+        """Ask for a task that is not being waited for already."""
+        ...
+
+    def next_finished(self) -> TrainingRun:
+        """Wait for any of the tasks that were asked for."""
+        ...
+
+
 class TrainingRuns:
     """Answers training tasks from the store, or trains them on the workers and stores them."""
 
     def __init__(self, store: EvaluationStore, pool: Workers) -> None:
         self._store = store
         self._pool = pool
+        self._known: deque[TrainingRun] = deque()
 
-    def __call__(self, tasks: Iterable[TrainingTask]) -> Iterator[TrainingRun]:
-        """Yield each distinct task once, as soon as its curve is known; known ones come first."""
-        missing = []
-        for task in dict.fromkeys(tasks):
-            curve = self._store.get(task)
-            if curve is None:
-                missing.append(task)
-            else:
-                yield TrainingRun(task, curve, from_store=True)
-        for task, curve in self._pool.train((task, None) for task in missing):
-            self._store.put(task, curve)
-            yield TrainingRun(task, curve, from_store=False)
+    def submit(self, task: TrainingTask) -> None:
+        """Ask for a task that is not being waited for already."""
+        curve = self._store.get(task)
+        if curve is None:
+            self._pool.submit(task)
+        else:
+            self._known.append(TrainingRun(task, curve, from_store=True))
+
+    def next_finished(self) -> TrainingRun:
+        """Wait for any of the tasks that were asked for; known ones come first."""
+        if self._known:
+            return self._known.popleft()
+        task, curve = self._pool.next_finished()
+        self._store.put(task, curve)
+        return TrainingRun(task, curve, from_store=False)
+
+
+NextTasks = Callable[[Sequence[TrainingRun]], Sequence[TrainingTask]]
+"""From the runs that a candidate has so far to its next tasks; none when it needs no more."""
+
+
+def follow(
+    candidates: Mapping[Key, NextTasks],
+    runs: Runs,
+    longest_first: Callable[[TrainingTask], tuple[int, int]],
+) -> Iterator[tuple[Key, tuple[TrainingRun, ...]]]:
+    """Run every candidate's tasks to their end, all side by side.
+
+    Args:
+        candidates: what each wants next. It is asked again when all that it asked for is done, and
+            must be a function of those runs, so that the order in which they finish is no matter.
+        runs: trains.
+        longest_first: sorts the tasks that are known at the start.
+
+    Yields:
+        Each key with its runs in the order of its tasks, as soon as it needs no more.
+    """
+    named: dict[Key, list[TrainingTask]] = {key: [] for key in candidates}
+    done: dict[TrainingTask, TrainingRun] = {}
+    waited_for: set[TrainingTask] = set()
+    open_keys = list(candidates)
+
+    def ask(keys: Sequence[Key]) -> list[tuple[Key, tuple[TrainingRun, ...]]]:
+        """Ask what these want next; those that want nothing have come to their end."""
+        ended, fresh = [], []
+        for key in keys:
+            own = tuple(done[task] for task in named[key])
+            tasks = candidates[key](own)
+            while tasks and all(
+                task in done for task in tasks
+            ):  # another candidate has the same plan
+                named[key] += tasks
+                own = tuple(done[task] for task in named[key])
+                tasks = candidates[key](own)
+            named[key] += tasks
+            fresh += [task for task in tasks if task not in done]
+            if not tasks:
+                ended.append((key, own))
+                open_keys.remove(key)
+        for task in sorted(dict.fromkeys(fresh), key=longest_first):
+            if task not in waited_for:
+                waited_for.add(task)
+                runs.submit(task)
+        return ended
+
+    yield from ask(list(open_keys))
+    while open_keys:
+        run = runs.next_finished()
+        waited_for.discard(run.task)
+        done[run.task] = run
+        ready = [key for key in open_keys if all(task in done for task in named[key])]
+        yield from ask(ready)

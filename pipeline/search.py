@@ -13,20 +13,13 @@ from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import describe, resolve_compute
+from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
 from pipeline.console import percent, print_plan, print_table
-from pipeline.evolve import (
-    CLEAR_LEAD,
-    CONFIRMATION_SEEDS,
-    Confirmation,
-    EvaluatedCandidate,
-    SearchResult,
-    evolve,
-    new_search,
-)
+from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
 from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
 from pipeline.outputs import check_writable, write_csv, write_json
-from pipeline.params import Params
+from pipeline.params import Params, SearchParams
 from pipeline.plots import search_figures
 from pipeline.runs import TrainingRuns
 from pipeline.store import EvaluationStore, shared_inputs
@@ -80,7 +73,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         tracked.metrics(_headline(result, sum(sizes.values())))
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(result.evaluated))
-    _print_summary(result, sizes, section.base_lr)
+    _print_summary(result, sizes, section)
     return result
 
 
@@ -109,8 +102,8 @@ class _Progress:
         candidates = new_search(section, tuple(self.sizes)).planned_evaluations
         # The best recipe is confirmed beside the top k; it may be one of them.
         confirmations = section.confirm_top_k + 1
-        total = candidates * len(section.training_seeds) + confirmations * CONFIRMATION_SEEDS
-        self.bar = tqdm(total=total, desc="search", unit="run", dynamic_ncols=True)
+        self.planned = candidates * len(section.training_seeds) + confirmations * CONFIRMATION_SEEDS
+        self.bar = tqdm(total=self.planned, desc="search", unit="run", dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,12 +114,19 @@ class _Progress:
         self.tracked.child(tracked_genome(one, self.params.search.base_lr, total))
         self.best = min(self.best, one.candidate.fitness)
         self.bar.set_postfix_str(f"best fitness {self.best:.4f}", refresh=False)
-        self.bar.update(len(one.runs))
+        self._count(len(one.runs), len(self.params.search.training_seeds))
 
     def confirmed(self, one: Confirmation) -> None:
-        self.bar.update(len(one.runs))
+        self._count(len(one.runs), CONFIRMATION_SEEDS)
         accuracy = percent(1 - one.evaluation.fitness, 2)
-        self.bar.write(f"confirmed {one.name}: validation accuracy {accuracy}")
+        dropped = f", dropped after {len(one.runs)} seeds" if one.dropped else ""
+        self.bar.write(f"confirmed {one.name}: validation accuracy {accuracy}{dropped}")
+
+    def _count(self, done: int, planned: int) -> None:
+        """Runs that racing saved are no longer to come."""
+        self.planned -= planned - done
+        self.bar.total = self.planned
+        self.bar.update(done)
 
 
 def _write(result: SearchResult, files: SearchFiles, total: int) -> None:
@@ -162,26 +162,42 @@ def _headline(result: SearchResult, total: int) -> dict[str, float]:
         "trained_parameters": winner.trained_parameters or 0,
         "trained_share": (winner.trained_parameters or 0) / total,
         "evaluations": len(result.evaluated),
+        "stopped": sum(_is_stopped(one) for one in result.evaluated),
+        "runs": sum(len(one.runs) for one in result.evaluated),
+        "epochs": sum(one.epochs for one in result.evaluated),
     }
 
 
-def _print_summary(result: SearchResult, sizes: dict[str, int], base_lr: float) -> None:
+def _is_stopped(one: EvaluatedCandidate) -> bool:
+    return one.candidate.evaluation is not None and one.candidate.evaluation.outcome == "stopped"
+
+
+def _print_summary(result: SearchResult, sizes: dict[str, int], section: SearchParams) -> None:
+    stopped = sum(_is_stopped(one) for one in result.evaluated)
+    runs = sum(len(one.runs) for one in result.evaluated)
+    planned = len(result.evaluated) * len(section.training_seeds)
+    print(
+        f"{len(result.evaluated)} candidates, {stopped} of them stopped as hopeless; {runs} of "
+        f"{planned} runs, {sum(one.epochs for one in result.evaluated)} epochs"
+    )
     rows = [
         (
             one.name + (" (best recipe)" if one.recipe else ""),
+            f"{len(one.runs)}{' (dropped)' if one.dropped else ''}",
             percent(1 - one.evaluation.fitness, 2),
             f"{one.evaluation.brier:.4f}" if one.evaluation.brier is not None else "",
             percent((one.evaluation.trained_parameters or 0) / sum(sizes.values())),
         )
         for one in result.confirmations
     ]
-    title = f"Confirmed: mean of {CONFIRMATION_SEEDS} fresh seeds"
-    print_table(title, ["plan", "validation accuracy", "Brier", "parameters trained"], rows)
+    title = "Confirmed: mean of fresh seeds"
+    columns = ["plan", "seeds", "validation accuracy", "Brier", "parameters trained"]
+    print_table(title, columns, rows)
     best, recipe = result.confirmations[0], result.best_recipe
-    if result.winner is recipe and best is not recipe:
+    if result.winner is recipe and best is not recipe and not best.dropped:
         lead, standard_error = best.lead_over(recipe)
         print(
             f"{best.name} leads the best recipe by {100 * lead:.2f} points, which is no clear lead "
             f"(more than {100 * CLEAR_LEAD * standard_error:.2f}): the recipe wins."
         )
-    print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, base_lr)
+    print_plan(f"The winner: {result.winner.name}", result.winner.plan, sizes, section.base_lr)

@@ -18,10 +18,10 @@ import torch
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.training import LearningCurve, stopping_epoch
 from pipeline.errors import PipelineError
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Raise it by hand when the meaning of a training run changes. Not a hash of the code: a comment
 must not lose a search."""
 
@@ -52,23 +52,40 @@ class EvaluationStore:
             ) from error
 
     def get(self, task: TrainingTask) -> LearningCurve | None:
-        """The curve of an equal task, or None if there was none yet."""
-        row = self._database.execute(
-            "SELECT curve FROM curves WHERE key = ?", (self._key(task),)
-        ).fetchone()
-        return None if row is None else _curve_from_json(row[0])
+        """The curve of a task, as far as its thresholds let it go; None if that is not known.
+
+        A run that was stopped by other thresholds answers this one only if this one's would have
+        stopped it as well, no later.
+        """
+        known = self._read(task)
+        if known is None or known.outcome != "stopped":
+            return None if known is None else known.raced(task.must_reach)
+        epochs = stopping_epoch(known.validation_accuracy, task.must_reach)
+        return None if epochs is None else known.up_to(epochs)
 
     def put(self, task: TrainingTask, curve: LearningCurve) -> None:
-        """Keep a finished or diverged run; it is on disk when this returns.
+        """Keep a finished, diverged or stopped run; it is on disk when this returns.
 
-        Running out of memory says more of the machine than of the plan: such runs are not kept.
+        A stopped run never takes the place of one that is complete, or longer. Running out of
+        memory says more of the machine than of the plan: such runs are not kept.
         """
         if curve.outcome == "infeasible":
             return
+        known = self._read(task)
+        if curve.outcome == "stopped" and known is not None:
+            longer = len(curve.validation_accuracy) > len(known.validation_accuracy)
+            if known.outcome != "stopped" or not longer:
+                return
         self._database.execute(
             "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
             (self._key(task), self._describe(task), json.dumps(asdict(curve))),
         )
+
+    def _read(self, task: TrainingTask) -> LearningCurve | None:
+        row = self._database.execute(
+            "SELECT curve FROM curves WHERE key = ?", (self._key(task),)
+        ).fetchone()
+        return None if row is None else _curve_from_json(row[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -76,6 +93,7 @@ class EvaluationStore:
 
     def _describe(self, task: TrainingTask) -> str:
         described = {**self._inputs, **asdict(task), "plan": list(task.plan.items())}
+        del described["must_reach"]  # says how far a run goes, not what it shows until there
         return json.dumps(described, sort_keys=True)
 
     def _key(self, task: TrainingTask) -> str:

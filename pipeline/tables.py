@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from biotune.plan import Evaluation, FineTunePlan
-from pipeline.evolve import Confirmation, EvaluatedCandidate
+from pipeline.confirmation import Confirmation
+from pipeline.evolve import EvaluatedCandidate
 from pipeline.tracking import TrackedRun
 
 
@@ -24,6 +25,8 @@ def evaluation_row(one: EvaluatedCandidate, total_parameters: int) -> dict[str, 
         "parents": " ".join(map(str, candidate.parents)),
         "fold": candidate.fold,
         **_scores(candidate.evaluation, total_parameters),
+        "runs": len(one.runs),
+        "epochs": one.epochs,
         "repeat_of": one.repeat_of,
         **_multipliers(candidate.plan),
         **{f"importance.{block}": gene for block, gene in genes},
@@ -36,6 +39,7 @@ def confirmation_row(one: Confirmation, total_parameters: int) -> dict[str, Any]
     return {
         "name": one.name,
         "is_recipe": one.recipe,
+        "seeds": len(one.runs),
         **_scores(one.evaluation, total_parameters),
         **_multipliers(one.plan),
     }

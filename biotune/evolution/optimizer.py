@@ -154,6 +154,16 @@ class BioTune:
             self._advance()
 
     @property
+    def standing_elites(self) -> list[Candidate]:
+        """The elites that the candidates asked for now compete with, best first.
+
+        None while the initial population is scored. With several folds, they may still have the
+        score of another fold; see :attr:`Candidate.fold`.
+        """
+        standing = self._ranking if self._exploiting else self._next_ranking
+        return [one.candidate for one in standing[: self.elites]] if self._ranking else []
+
+    @property
     def history(self) -> list[Candidate]:
         """All candidates told so far, in the order of their ids. Scores of different folds are
         not comparable; see :attr:`ranked`."""

@@ -125,6 +125,10 @@ class LearningCurve:
         epochs = stopping_epoch(self.validation_accuracy, must_reach)
         if epochs is None or epochs >= len(self.validation_accuracy):
             return self
+        return self.up_to(epochs)
+
+    def up_to(self, epochs: int) -> LearningCurve:
+        """The curve of the run, had it been stopped after this many epochs."""
         return replace(
             self,
             train_loss=self.train_loss[:epochs],

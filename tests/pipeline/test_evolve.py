@@ -8,8 +8,8 @@ import pytest
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve
+from pipeline.confirmation import Confirmation
 from pipeline.evolve import (
-    Confirmation,
     EvaluatedCandidate,
     SearchFailedError,
     SearchResult,
@@ -82,7 +82,9 @@ def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> 
 def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
     default_params: Params, confirm_on: str, divisions: list[int | None]
 ) -> None:
-    params = changed(default_params, training_seeds=[2, 5], folds=2, confirm_on=confirm_on)
+    params = changed(
+        default_params, training_seeds=[2, 5], folds=2, confirm_on=confirm_on, racing=False
+    )
     result = run(params, Trainings(middle_is_best))
     assert len(result.confirmations) > 1
     for one in result.confirmations:
@@ -156,12 +158,8 @@ def test_a_search_in_which_everything_fails_ends_with_the_reason(default_params:
 def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
     default_params: Params,
 ) -> None:
-    class Forwards(Trainings):
-        def __call__(self, tasks: Any) -> Any:
-            yield from reversed(list(super().__call__(tasks)))
-
     backwards = run(default_params.search, Trainings(middle_is_best))
-    forwards = run(default_params.search, Forwards(middle_is_best))
+    forwards = run(default_params.search, Trainings(middle_is_best, order=lambda _: 0))
     assert [one.candidate for one in backwards.evaluated] == [
         one.candidate for one in forwards.evaluated
     ]
@@ -193,10 +191,35 @@ def leading_by(points: list[float]) -> Trainings:
 def test_a_lead_within_two_standard_errors_leaves_the_win_to_the_recipe(
     default_params: Params, points: list[float], recipe_wins: bool
 ) -> None:
-    params = changed(default_params, population=30, generations=0)
+    params = changed(default_params, population=30, generations=0, racing=False)
     result = run(params, leading_by(points))
     best = result.confirmations[0]
     assert not best.recipe
     assert best.lead_over(result.best_recipe)[0] == pytest.approx(sum(points) / 5)
     assert result.winner.recipe is recipe_wins
     assert result.winner is (result.best_recipe if recipe_wins else best)
+
+
+def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
+    default_params: Params,
+) -> None:
+    """Seeds 1 and 2 are the first fresh ones; the third would have turned the mean."""
+    params = changed(default_params, population=30, generations=0)
+    result = run(params, leading_by([0.3, -0.01, -0.01, 0.3, 0.3]))
+    dropped = [one for one in result.confirmations if one.dropped]
+    assert dropped
+    assert result.confirmations[-len(dropped) :] == tuple(dropped)
+    assert {len(one.runs) for one in dropped} == {2}
+    assert result.winner is result.best_recipe
+    assert len(result.best_recipe.runs) == 5
+    in_full = run(
+        params.model_copy(update={"racing": False}), leading_by([0.3, -0.01, -0.01, 0.3, 0.3])
+    )
+    assert not any(one.dropped for one in in_full.confirmations)
+
+
+def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Params) -> None:
+    params = changed(default_params, population=30, generations=0)
+    result = run(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
+    assert not result.winner.recipe
+    assert len(result.winner.runs) == 5

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve
-from pipeline.runs import TrainingRuns
+from pipeline.racing import cost_rank
+from pipeline.runs import NextTasks, TrainingRun, TrainingRuns, follow
 from pipeline.store import EvaluationStore, shared_inputs
-from tests.pipeline.trainings import curve, task
+from tests.pipeline.trainings import Trainings, curve, task
 
 
 class Pool:
-    """Trains by giving every task the same curve."""
+    """Trains by giving every task the same curve, the last one first."""
 
     def __init__(self) -> None:
+        self.waiting: list[TrainingTask] = []
         self.trained: list[TrainingTask] = []
 
-    def train(
-        self, tasks: Iterable[tuple[TrainingTask, Path | None]]
-    ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
-        for one, weights_file in tasks:
-            assert weights_file is None
-            self.trained.append(one)
-            yield one, curve(0.5)
+    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
+        assert weights_file is None
+        self.waiting.append(task)
+
+    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
+        self.trained.append(self.waiting.pop())
+        return self.trained[-1], curve(0.5)
+
+
+def asked(runs: TrainingRuns, tasks: Sequence[TrainingTask]) -> list[TrainingRun]:
+    for one in tasks:
+        runs.submit(one)
+    return [runs.next_finished() for _ in tasks]
 
 
 def test_only_what_the_store_does_not_know_is_trained_and_then_it_knows(tmp_path: Path) -> None:
@@ -34,17 +42,51 @@ def test_only_what_the_store_does_not_know_is_trained_and_then_it_knows(tmp_path
     runs = TrainingRuns(store, pool)
     store.put(task(seed=1), curve(0.7))
 
-    first = {run.task.seed: run for run in runs([task(seed=0), task(seed=1), task(seed=0)])}
+    first = {run.task.seed: run for run in asked(runs, [task(seed=0), task(seed=1)])}
     assert pool.trained == [task(seed=0)]
     assert (first[0].from_store, first[0].curve) == (False, curve(0.5))
     assert (first[1].from_store, first[1].curve) == (True, curve(0.7))
 
-    again = list(runs([task(seed=0)]))
-    assert [run.from_store for run in again] == [True]
+    assert [run.from_store for run in asked(runs, [task(seed=0)])] == [True]
     assert pool.trained == [task(seed=0)]
 
 
 def test_a_curve_is_in_the_store_before_anybody_hears_of_it(tmp_path: Path) -> None:
     store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
-    for run in TrainingRuns(store, Pool())([task(seed=0), task(seed=1)]):
+    for run in asked(TrainingRuns(store, Pool()), [task(seed=0), task(seed=1)]):
         assert store.get(run.task) == run.curve
+
+
+def one_after_another(*tasks: TrainingTask) -> NextTasks:
+    return lambda done: tasks[len(done) : len(done) + 1]
+
+
+def test_each_is_asked_what_comes_next_and_a_task_of_two_is_run_once() -> None:
+    first, second, third = (task(seed=seed) for seed in range(3))
+    runs = Trainings(lambda _: curve(0.5))
+    wanted = {
+        "both": one_after_another(first, second),
+        "all at once": lambda done: [] if done else [first, second, third],
+        "the same": one_after_another(first, second),
+        "nothing": one_after_another(),
+    }
+    followed = dict(follow(wanted, runs, cost_rank))
+    assert {key: [run.task for run in own] for key, own in followed.items()} == {
+        "both": [first, second],
+        "all at once": [first, second, third],
+        "the same": [first, second],
+        "nothing": [],
+    }
+    assert sorted(one.seed for one in runs.asked) == [0, 1, 2]
+
+
+def test_the_next_task_starts_while_others_still_run_and_the_longest_starts_first() -> None:
+    late = task({"stem": None, "middle": None, "top": None, "head": 1.0})
+    early = task({"stem": 1.0, "middle": None, "top": None, "head": 1.0})
+    more = task({"stem": 1.0, "middle": 1.0, "top": None, "head": 1.0})
+    runs = Trainings(lambda _: curve(0.5), order=lambda _: 0)
+    again = task(dict(more.plan), seed=1)
+    wanted = {"a": one_after_another(late), "b": one_after_another(early)}
+    followed = follow({**wanted, "c": one_after_another(more, again)}, runs, cost_rank)
+    assert [key for key, _ in followed] == ["b", "a", "c"]
+    assert runs.asked == [more, early, late, again]

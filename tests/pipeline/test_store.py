@@ -27,6 +27,11 @@ def test_a_curve_comes_back_as_it_was_after_the_file_was_closed(tmp_path: Path) 
     assert EvaluationStore(tmp_path, INPUTS).get(task()) == kept
 
 
+@pytest.fixture
+def store(tmp_path: Path) -> EvaluationStore:
+    return EvaluationStore(tmp_path, INPUTS)
+
+
 def test_an_unknown_task_is_none(tmp_path: Path) -> None:
     assert EvaluationStore(tmp_path, INPUTS).get(task()) is None
 
@@ -101,3 +106,41 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert killed.returncode == -9, killed.stderr
     assert EvaluationStore(tmp_path, INPUTS).get(task()) == curve(0.5)
+
+
+def stopped(*accuracies: float) -> LearningCurve:
+    return LearningCurve(
+        (1.0,) * len(accuracies), accuracies, (0.5,) * len(accuracies), 10, "stopped", 0.5
+    )
+
+
+def raced(*must_reach: float) -> TrainingTask:
+    return replace(task(), must_reach=must_reach)
+
+
+def test_a_whole_run_answers_any_thresholds_as_the_raced_run_would_have(store) -> None:
+    store.put(raced(0.1, 0.1), curve(0.8))  # .4 and .8
+    assert store.get(task()) == curve(0.8)
+    assert store.get(raced(0.3, 0.7)) == curve(0.8)
+    short = store.get(raced(0.5))
+    assert (short.outcome, short.validation_accuracy) == ("stopped", (0.4,))
+
+
+def test_a_stopped_run_answers_only_thresholds_that_stop_it_as_well(store) -> None:
+    store.put(raced(0.0, 0.6), stopped(0.3, 0.5))
+    assert store.get(task()) is None
+    assert store.get(raced(0.0, 0.4)) is None
+    assert store.get(raced(0.0, 0.55)) == stopped(0.3, 0.5)
+    earlier = store.get(raced(0.4, 0.0))
+    assert (earlier.outcome, earlier.validation_accuracy) == ("stopped", (0.3,))
+
+
+def test_a_shorter_run_never_takes_the_place_of_a_longer(store) -> None:
+    store.put(task(), stopped(0.3, 0.5))
+    store.put(task(), stopped(0.3))
+    assert store.get(raced(0.0, 0.6)) == stopped(0.3, 0.5)
+    store.put(task(), stopped(0.3, 0.5, 0.6))
+    assert store.get(raced(0.0, 0.0, 0.7)) == stopped(0.3, 0.5, 0.6)
+    store.put(task(), curve(0.8))
+    store.put(task(), stopped(0.3, 0.5, 0.6))
+    assert store.get(task()) == curve(0.8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
@@ -31,15 +31,29 @@ def task(plan: dict[str, float | None] | None = None, seed: int = 0) -> Training
 
 
 class Trainings:
-    """Stands for store and workers: answers tasks by a function, and remembers them."""
+    """Stands for store and workers: answers tasks by a function, and remembers them.
 
-    def __init__(self, answer: Callable[[TrainingTask], LearningCurve]) -> None:
-        self._answer = answer
+    Args:
+        answer: a task's whole curve; thresholds are minded here.
+        order: which of the waiting tasks is finished next, by their number; default the last,
+            because no order is promised.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[TrainingTask], LearningCurve],
+        order: Callable[[int], int] = lambda waiting: waiting - 1,
+    ) -> None:
+        self._answer, self._order = answer, order
+        self._waiting: list[TrainingTask] = []
         self.asked: list[TrainingTask] = []
 
-    def __call__(self, tasks: Iterable[TrainingTask]) -> Iterator[TrainingRun]:
-        # Backwards, because no order is promised.
-        for one in reversed(list(dict.fromkeys(tasks))):
-            known = one in self.asked
-            self.asked.append(one)
-            yield TrainingRun(one, self._answer(one), from_store=known)
+    def submit(self, task: TrainingTask) -> None:
+        assert task not in self._waiting, "a task that is waited for is not asked for again"
+        self._waiting.append(task)
+
+    def next_finished(self) -> TrainingRun:
+        task = self._waiting.pop(self._order(len(self._waiting)))
+        known = task in self.asked
+        self.asked.append(task)
+        return TrainingRun(task, self._answer(task).raced(task.must_reach), from_store=known)

@@ -1,0 +1,261 @@
+"""Who is stopped, who never is, and that a stopped candidate is never more than that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from biotune.evolution import BioTune
+from biotune.evolution.candidate import Candidate
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.training import LearningCurve, stopping_epoch
+from biotune.plan import Evaluation
+from pipeline.evolve import SearchResult, evolve, new_search
+from pipeline.params import Params, SearchParams
+from pipeline.racing import FEWEST_CURVES, SMALLEST_ERROR, Race, start_race
+from pipeline.runs import TrainingRun
+from tests.pipeline.trainings import BLOCKS, Trainings, task
+
+EPOCHS = 6
+
+
+def rising(final: float, epochs: int = EPOCHS, start: float = 0.5) -> LearningCurve:
+    """A run whose error falls by the same factor in every epoch."""
+    errors = np.geomspace(start, 1 - final, epochs)
+    accuracies = tuple(float(1 - error) for error in errors)
+    return LearningCurve((1.0,) * epochs, accuracies, (0.1,) * epochs, 10, "finished", 0.5)
+
+
+def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
+    return TrainingRun(task(seed=seed), curve, from_store=False)
+
+
+def race(**changes: Any) -> Race:
+    """One that knows of a spread of a point, and that errors halve from any epoch on."""
+    known: dict[str, Any] = {
+        "needed": {7: 0.05},
+        "seeds": 3,
+        "seed_spread": 0.01,
+        "lucky": (0.0, 0.0, 0.5, 0.5, 0.5, 0.5),
+        "typical": (1.0, 0.8, 0.8, 0.8, 0.8, 0.8),
+        "worst_finished": 0.3,
+    }
+    return Race(**(known | changes))
+
+
+@pytest.fixture
+def candidate() -> Candidate:
+    """Number 7 of a search."""
+    return BioTune(BLOCKS, population=8, elites=2).ask()[7]
+
+
+# --- seeds
+
+
+def test_the_next_seed_is_run_while_the_allowance_for_bad_luck_reaches_what_is_needed(
+    candidate: Candidate,
+) -> None:
+    held = race()
+    allowance = 0.01 * math.sqrt(2 / 3)  # of one seed of three
+    assert held.allowance(1) == pytest.approx(allowance)
+    assert held.allowance(2) == pytest.approx(0.01 * math.sqrt(1 / 6))
+    assert held.allowance(3) == 0
+    just, beyond = (run_of(rising(1 - 0.05 - allowance + edge)) for edge in (1e-6, -1e-6))
+    assert held.deserves_another_seed(candidate, [just])
+    assert not held.deserves_another_seed(candidate, [beyond])
+
+
+def test_a_candidate_that_needs_nothing_gets_everything(candidate: Candidate) -> None:
+    free = race(needed={})
+    assert free.must_reach(candidate, []) == ()
+    assert free.deserves_another_seed(candidate, [run_of(rising(0.1))])
+
+
+# --- epochs
+
+
+@given(st.floats(0.0, 0.999), st.floats(0.001, 0.6))
+def test_thresholds_stop_just_the_runs_that_even_a_lucky_end_would_leave_short(
+    accuracy: float, needed: float
+) -> None:
+    candidate = BioTune(BLOCKS, population=8, elites=2).ask()[7]
+    held = race(needed={7: needed}, seeds=1)
+    thresholds = held.must_reach(candidate, [])
+    reached = 0.5 * (1 - accuracy + SMALLEST_ERROR) - SMALLEST_ERROR  # with a lucky end
+    stop = stopping_epoch([0.0, accuracy], thresholds)
+    if abs(reached - needed) > 1e-9:
+        assert (stop is not None) == (reached > needed)
+
+
+def test_nothing_is_asked_of_the_first_epoch_nor_of_the_last(candidate: Candidate) -> None:
+    thresholds = race().must_reach(candidate, [])
+    assert thresholds[0] == 0.0
+    assert len(thresholds) == EPOCHS - 1
+    assert all(threshold > 0 for threshold in thresholds[1:])
+
+
+def test_a_later_seed_has_to_make_up_for_a_poor_first_one(candidate: Candidate) -> None:
+    held = race()
+    good, poor = (held.must_reach(candidate, [run_of(rising(a))]) for a in (0.97, 0.94))
+    assert all(p > g for g, p in zip(good[1:], poor[1:], strict=True))
+
+
+# --- what a race knows
+
+
+def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, list[TrainingRun]]]:
+    """Tell the initial population these curves, one each."""
+    pairs = []
+    for one, curve in zip(search.ask(), curves, strict=True):
+        evaluation = Evaluation(1 - max(curve.validation_accuracy))
+        search.tell(one, evaluation)
+        own = TrainingRun(replace(task(), plan=one.plan), curve, from_store=False)
+        pairs.append((replace(one, evaluation=evaluation), [own]))
+    return pairs
+
+
+def test_the_first_generation_runs_in_full() -> None:
+    search = BioTune(BLOCKS, population=8, elites=2)
+    assert start_race(search.ask(), search.standing_elites, [], 1, EPOCHS) is None
+
+
+def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
+    search = BioTune(BLOCKS, population=10, elites=2)
+    pairs = told(search, [rising(0.6 + 0.03 * i) for i in range(10)])
+    elites = search.standing_elites
+    assert [one.fitness for one in elites] == pytest.approx([0.13, 0.16])
+    held = start_race(search.ask(), elites, pairs, 1, EPOCHS)
+    assert held is not None
+    for one in search.ask():
+        assert one.origin == "exploitation"
+        assert held.needed[one.id] == {e.id: e.fitness for e in elites}[one.parents[0]]
+    for one in search.ask():
+        search.tell(one, 0.5)
+    offspring = search.ask()
+    held = start_race(offspring, search.standing_elites, pairs, 1, EPOCHS)
+    assert held is not None
+    assert list(held.needed.values()) == pytest.approx([0.16] * 8)
+    assert set(held.needed) == {one.id for one in offspring}
+
+
+def test_scores_of_another_fold_race_nobody() -> None:
+    search = BioTune(BLOCKS, population=8, elites=2, folds=2)
+    pairs = told(search, [rising(0.7)] * 8)
+    assert start_race(search.ask(), search.standing_elites, pairs, 1, EPOCHS) is None
+
+
+def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
+    few = [
+        (replace(candidate, evaluation=Evaluation(0.1)), [run_of(rising(0.9), seed)])
+        for seed in range(FEWEST_CURVES - 1)
+    ]
+    elite = replace(candidate, evaluation=Evaluation(0.1))
+    fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
+    held = start_race([fresh], [elite], few, 1, EPOCHS)
+    assert held is not None
+    assert set(held.must_reach(fresh, [])) == {0.0}
+
+
+def test_no_recorded_run_that_became_an_elite_would_have_been_stopped_but_for_the_luckiest(
+    candidate: Candidate,
+) -> None:
+    """Of the curves that the thresholds come from, at most a tenth are misjudged at any epoch."""
+    rng = np.random.default_rng(0)
+    curves = [rising(a, start=s) for a, s in rng.uniform([0.8, 0.3], [0.99, 0.8], (40, 2))]
+    elite = replace(candidate, evaluation=Evaluation(0.05))
+    pairs = [
+        (replace(candidate, evaluation=Evaluation(0.1)), [run_of(curve, seed)])
+        for seed, curve in enumerate(curves)
+    ]
+    fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
+    held = start_race([fresh], [elite], pairs, 1, EPOCHS)
+    assert held is not None
+    thresholds = held.must_reach(fresh, [])
+    worthy = [c for c in curves if max(c.validation_accuracy) >= 0.95]
+    for epoch in range(2, EPOCHS):
+        only = tuple(t if e == epoch - 1 else 0.0 for e, t in enumerate(thresholds))
+        stopped = sum(stopping_epoch(c.validation_accuracy, only) is not None for c in worthy)
+        assert stopped <= len(curves) / 10
+
+
+# --- whole searches
+
+
+def search_with(params: SearchParams, **options: Any) -> tuple[SearchResult, Trainings]:
+    def answer(task: TrainingTask) -> LearningCurve:
+        """Plans are better the fewer blocks they train; a seed is worth up to a point."""
+        noise = np.random.default_rng([task.seed, len(str(task.plan))]).uniform(-0.01, 0.01)
+        return rising(0.95 - 0.08 * len(task.plan.trained_blocks) + noise)
+
+    trainings = Trainings(answer, **options)
+    return evolve(params, BLOCKS, trainings, lambda _: None, lambda _: None), trainings
+
+
+@pytest.fixture
+def params(default_params: Params) -> SearchParams:
+    changes = {"training_seeds": [0, 1, 2], "epochs": EPOCHS, "generations": 4, "population": 8}
+    return default_params.search.model_copy(update=changes)
+
+
+def epochs_of(result: SearchResult) -> int:
+    return sum(one.epochs for one in result.evaluated)
+
+
+@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
+def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
+    params: SearchParams, racing: bool | str
+) -> None:
+    full, _ = search_with(params.model_copy(update={"racing": False}))
+    raced, _ = search_with(params.model_copy(update={"racing": racing}))
+    assert epochs_of(raced) < epochs_of(full)
+    assert len(raced.evaluated) == len(full.evaluated)
+    stopped = [one for one in raced.evaluated if one.candidate.evaluation.outcome == "stopped"]
+    assert stopped
+    assert min(one.candidate.generation for one in stopped) > 0
+    worst = max(one.candidate.fitness for one in raced.evaluated if one.candidate.generation == 0)
+    for one in stopped:
+        assert one.candidate.fitness >= worst
+        assert all(
+            c.candidate is None or c.candidate.id != one.candidate.id for c in raced.confirmations
+        )
+    assert full.winner.evaluation.fitness == pytest.approx(
+        raced.winner.evaluation.fitness, abs=0.01
+    )
+    if racing == "seeds":
+        lengths = {len(run.curve.validation_accuracy) for one in stopped for run in one.runs}
+        assert lengths == {EPOCHS}
+    if racing == "epochs":
+        assert {len(one.runs) for one in raced.evaluated} == {3}
+
+
+def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:
+    full, _ = search_with(params.model_copy(update={"racing": False}))
+    assert {one.candidate.evaluation.outcome for one in full.evaluated} == {"finished"}
+    assert epochs_of(full) == len(full.evaluated) * 3 * EPOCHS
+    assert new_search(params, BLOCKS).planned_evaluations == len(full.evaluated)
+
+
+@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
+def test_the_order_in_which_runs_finish_changes_nothing(
+    params: SearchParams, racing: bool | str
+) -> None:
+    chosen = params.model_copy(update={"racing": racing})
+    rng = np.random.default_rng(0)
+    orders = [lambda _: 0, lambda n: n - 1, lambda n: int(rng.integers(n))]
+    results = [search_with(chosen, order=order)[0] for order in orders]
+    for other in results[1:]:
+        assert [one.candidate for one in other.evaluated] == [
+            one.candidate for one in results[0].evaluated
+        ]
+        assert [[run.curve for run in one.runs] for one in other.evaluated] == [
+            [run.curve for run in one.runs] for one in results[0].evaluated
+        ]
+        assert [one.plan for one in other.confirmations] == [
+            one.plan for one in results[0].confirmations
+        ]
