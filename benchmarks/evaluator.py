@@ -1,0 +1,264 @@
+"""What our evaluator saves, lever by lever, against the one that people ordinarily write.
+
+The same plans are trained with the same seeds, images and epochs by each of these, one after the
+other; each has what the one before it has, and one thing more:
+
+1. naive: ``benchmarks/naive.py``, which says what it does;
+2. images in memory: prepared once and never decoded again, nothing written to disk, one network
+   that is reset in place, frozen BatchNorm in evaluation mode (float32, contiguous, Adam as it is);
+3. channels_last, and Adam in one fused kernel;
+4. the precision that ``auto`` chooses for this processor and network.
+
+Two sets of plans: random ones, as in a search's first generation, and random ones whose early half
+of the blocks is frozen. Levers take turns at each plan, in an order that rotates, so that a drift
+of the machine hits all alike. One thread. CPU seconds are the process's, the kernel's share
+included; loading libraries, preparing images and a first run of one epoch are not counted, since a
+search pays for them once. No run stops early: all levers train the same number of epochs.
+
+The naive evaluator's images are PNG files of the prepared size, so decoding is as cheap for it as
+it can be. Its accuracies differ for two reasons beside rounding: its frozen BatchNorm adapts to the
+images, and it draws another order of them.
+
+Peak memory is that of a fresh process for each lever, which trains the whole network, and then one
+plan with a frozen early half; what the libraries alone take is subtracted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.levers import LEVERS, Setup
+from benchmarks.naive import write_image_files
+from benchmarks.reporting import describe_machine, markdown_table, prepare_digits
+from biotune.evolution import Genome, decode
+from biotune.finetuning.backbones import backbone_names, block_sizes
+from biotune.finetuning.training import TrainingSettings
+from biotune.plan import FineTunePlan
+from pipeline.compute import resolve_compute
+
+BASE_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One plan trained by one lever. ``accuracy`` is the best epoch's; None if the run diverged."""
+
+    plans: str
+    plan: dict[str, float | None]
+    lever: str
+    cpu_seconds: float
+    wall_seconds: float
+    epochs: int
+    accuracy: float | None
+
+
+def draw_plans(blocks: Sequence[str], genomes: int, frozen: int) -> list[FineTunePlan]:
+    """Random plans that train something, their first ``frozen`` blocks frozen."""
+    rng = np.random.default_rng(0)
+    plans: list[FineTunePlan] = []
+    while len(plans) < genomes:
+        genome = Genome.random_viable(rng, len(blocks))
+        importances = genome.importances.copy()
+        importances[:frozen] = 0  # never above the threshold
+        genome = Genome(importances, genome.threshold)
+        if genome.is_viable():
+            plans.append(decode(genome, blocks))
+    return plans
+
+
+def compare(
+    name: str, plans: list[FineTunePlan], setup: Setup, settings: TrainingSettings
+) -> list[Run]:
+    """Train every plan by every lever in turns."""
+    runners = {lever: start(setup) for lever, start in LEVERS.items()}
+    # The whole network, so that nothing of the plans themselves is computed before its time.
+    everything = FineTunePlan(dict.fromkeys(plans[0], 1.0))
+    for run in runners.values():
+        run(everything, replace(settings, epochs=1), 0)
+    runs = []
+    for turn, plan in enumerate(plans):
+        click.echo(f"{name}, plan {turn + 1} of {len(plans)}: {plan}", err=True)
+        order = list(LEVERS)
+        for lever in order[turn % len(order) :] + order[: turn % len(order)]:
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            accuracies = runners[lever](plan, settings, turn)
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            complete = len(accuracies) == settings.epochs
+            best = max(accuracies) if complete else None
+            runs.append(Run(name, dict(plan), lever, cpu, wall, len(accuracies), best))
+    return runs
+
+
+def summarise(runs: list[Run]) -> list[dict[str, Any]]:
+    """Each lever's seconds over all plans, and its accuracy against the naive evaluator's."""
+    by_lever = {lever: [run for run in runs if run.lever == lever] for lever in LEVERS}
+    cpu = {lever: sum(run.cpu_seconds for run in own) for lever, own in by_lever.items()}
+    names = list(LEVERS)
+    rows: list[dict[str, Any]] = []
+    for position, lever in enumerate(names):
+        pairs = zip(by_lever[lever], by_lever["naive"], strict=True)
+        differences = [
+            own.accuracy - other.accuracy
+            for own, other in pairs
+            if own.accuracy is not None and other.accuracy is not None
+        ]
+        rows.append(
+            {
+                "lever": lever,
+                "cpu_seconds": cpu[lever],
+                "wall_seconds": sum(run.wall_seconds for run in by_lever[lever]),
+                "times_faster_than_before": cpu[names[max(position - 1, 0)]] / cpu[lever],
+                "times_faster_than_naive": cpu["naive"] / cpu[lever],
+                "accuracy_difference": statistics.fmean(differences) if differences else None,
+                "accuracy_difference_sd": (
+                    statistics.stdev(differences) if len(differences) > 1 else None
+                ),
+                "failed_runs": sum(run.accuracy is None for run in by_lever[lever]),
+            }
+        )
+    return rows
+
+
+def peak_memory(lever: str, setup: Setup, settings: TrainingSettings, frozen: int) -> float:
+    """MiB that training takes at most, beside the libraries; in a process that is new."""
+    torch.set_num_threads(1)
+    blocks = list(block_sizes(setup.backbone, 2))  # loads the last of the libraries
+    libraries = _peak_memory_so_far()
+    train = LEVERS[lever](setup)
+    everything = FineTunePlan(dict.fromkeys(blocks, 1.0))
+    for plan in [everything, *draw_plans(blocks, 1, frozen)]:
+        train(plan, replace(settings, epochs=1), 0)
+    return _peak_memory_so_far() - libraries
+
+
+def _peak_memory_so_far() -> float:
+    """In MiB. Not getrusage's maximum: a child begins with its parent's there."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1024
+
+
+def measure_memory(setup: Setup, settings: TrainingSettings, frozen: int) -> dict[str, float]:
+    """Each lever's, in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    memory = {}
+    for lever in LEVERS:
+        with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+            memory[lever] = fresh.submit(peak_memory, lever, setup, settings, frozen).result()
+    return memory
+
+
+def as_markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
+    columns = [
+        "lever, each with all above it",
+        "CPU s",
+        "wall s",
+        "× the row above",
+        "× naive",
+        "accuracy − naive's, points",
+        "peak memory, MiB",
+    ]
+    return markdown_table(columns, [_cells(row, memory[row["lever"]]) for row in rows])
+
+
+def _cells(row: dict[str, Any], memory: float) -> list[str]:
+    difference, spread = row["accuracy_difference"], row["accuracy_difference_sd"]
+    accuracy = "" if difference is None else f"{100 * difference:+.1f}"
+    accuracy += "" if spread is None else f" ± {100 * spread:.1f}"
+    accuracy += f" ({row['failed_runs']} diverged)" if row["failed_runs"] else ""
+    return [
+        row["lever"],
+        f"{row['cpu_seconds']:.1f}",
+        f"{row['wall_seconds']:.1f}",
+        f"{row['times_faster_than_before']:.2f}",
+        f"{row['times_faster_than_naive']:.2f}",
+        accuracy,
+        f"{memory:.0f}",
+    ]
+
+
+@click.command()
+@click.option(
+    "--backbone",
+    default="efficientnet_lite0",
+    show_default=True,
+    type=click.Choice(backbone_names()),
+)
+@click.option("--weights", default="imagenet", show_default=True, help="imagenet, none or a file.")
+@click.option("--image-size", default=64, show_default=True, type=click.IntRange(32))
+@click.option("--images", default=128, show_default=True, help="To train, and as many to validate.")
+@click.option("--epochs", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(2))
+@click.option("--genomes", default=12, show_default=True, help="Of each of the two sets.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
+def main(
+    backbone: str,
+    weights: str,
+    image_size: int,
+    images: int,
+    epochs: int,
+    batch_size: int,
+    genomes: int,
+    json_file: Path | None,
+) -> None:
+    """Compare our evaluator with an ordinary one, lever by lever; Markdown tables.
+
+    \b
+    Examples:
+      python benchmarks/evaluator.py
+      python benchmarks/evaluator.py --backbone resnet50 --weights none --json resnet50.json
+      python benchmarks/evaluator.py --images 32 --epochs 1 --genomes 2
+    """
+    torch.set_num_threads(1)
+    settings = TrainingSettings(epochs, epochs, batch_size, BASE_LR)
+    blocks = list(block_sizes(backbone, 2))
+    sets = {
+        "random plans": draw_plans(blocks, genomes, 0),
+        "early half frozen": draw_plans(blocks, genomes, len(blocks) // 2),
+    }
+    with tempfile.TemporaryDirectory() as work:
+        setup = Setup(Path(work), backbone, weights, image_size)
+        write_image_files(prepare_digits(setup.prepared, image_size, images), setup.files)
+        memory = measure_memory(setup, settings, len(blocks) // 2)
+        runs = [
+            run for name, plans in sets.items() for run in compare(name, plans, setup, settings)
+        ]
+    summary = {name: summarise([run for run in runs if run.plans == name]) for name in sets}
+    machine = describe_machine()
+    click.echo(", ".join(f"{name}: {value}" for name, value in machine.items()))
+    click.echo(
+        f"{backbone}, weights {weights}, {images} + {images} digits at {image_size} px, {epochs} "
+        f"epochs, batch {batch_size}; auto is {resolve_compute('cpu', 'auto').precision}"
+    )
+    for name, rows in summary.items():
+        click.echo(f"\n{genomes} plans, {name}:\n\n{as_markdown(rows, memory)}")
+    if json_file is not None:
+        content = {
+            "machine": machine,
+            "options": asdict(settings)
+            | {"backbone": backbone, "weights": weights}
+            | {"image_size": image_size, "images": images, "genomes": genomes},
+            "summary": summary,
+            "peak_memory_mib": memory,
+            "runs": [asdict(run) for run in runs],
+        }
+        json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
