@@ -19,21 +19,17 @@ The naive evaluator's images are PNG files of the prepared size, so decoding is 
 it can be. Its accuracies differ for two reasons beside rounding: its frozen BatchNorm adapts to the
 images, and it draws another order of them.
 
-Peak memory is that of a fresh process for each lever, which trains the whole network, and then one
-plan with a frozen early half; what the libraries alone take is subtracted.
+Each lever runs in a process of its own, new for each set of plans. Peak memory is that process's,
+less what the libraries alone take; the first run, of the whole network, is among what it holds.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
-import re
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +38,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.levers import LEVERS, Setup
+from benchmarks.levers import LEVERS, LeverProcess, Measured, Setup
 from benchmarks.naive import write_image_files
 from benchmarks.reporting import describe_machine, markdown_table, prepare_digits
 from biotune.evolution import Genome, decode
@@ -83,29 +79,33 @@ def draw_plans(blocks: Sequence[str], genomes: int, frozen: int) -> list[FineTun
 
 def compare(
     name: str, plans: list[FineTunePlan], setup: Setup, settings: TrainingSettings
-) -> list[Run]:
-    """Train every plan by every lever in turns."""
-    runners = {lever: start(setup) for lever, start in LEVERS.items()}
-    # The whole network, so that nothing of the plans themselves is computed before its time.
-    everything = FineTunePlan(dict.fromkeys(plans[0], 1.0))
-    for run in runners.values():
-        run(everything, replace(settings, epochs=1), 0)
-    runs = []
-    for turn, plan in enumerate(plans):
-        click.echo(f"{name}, plan {turn + 1} of {len(plans)}: {plan}", err=True)
-        order = list(LEVERS)
-        for lever in order[turn % len(order) :] + order[: turn % len(order)]:
-            gc.collect()
-            wall, cpu = time.perf_counter(), time.process_time()
-            accuracies = runners[lever](plan, settings, turn)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            complete = len(accuracies) == settings.epochs
-            best = max(accuracies) if complete else None
-            runs.append(Run(name, dict(plan), lever, cpu, wall, len(accuracies), best))
-    return runs
+) -> tuple[list[Run], dict[str, float]]:
+    """Train every plan by every lever in turns; the runs, and each lever's peak memory in MiB."""
+    with ExitStack() as stack:
+        levers = {lever: stack.enter_context(LeverProcess(lever, setup)) for lever in LEVERS}
+        # The whole network, so that nothing of the plans themselves is computed before its time.
+        everything = FineTunePlan(dict.fromkeys(plans[0], 1.0))
+        once = replace(settings, epochs=1)
+        for started in [process.train(everything, once, 0) for process in levers.values()]:
+            started.result()
+        runs = []
+        for turn, plan in enumerate(plans):
+            click.echo(f"{name}, plan {turn + 1} of {len(plans)}: {plan}", err=True)
+            order = list(levers)
+            for lever in order[turn % len(order) :] + order[: turn % len(order)]:
+                measured = levers[lever].train(plan, settings, turn).result()
+                runs.append(_run(name, plan, lever, measured, settings.epochs))
+        return runs, {lever: process.peak_memory() for lever, process in levers.items()}
 
 
-def summarise(runs: list[Run]) -> list[dict[str, Any]]:
+def _run(name: str, plan: FineTunePlan, lever: str, measured: Measured, epochs: int) -> Run:
+    accuracies = measured.accuracies
+    best = max(accuracies) if len(accuracies) == epochs else None
+    cpu, wall = measured.cpu_seconds, measured.wall_seconds
+    return Run(name, dict(plan), lever, cpu, wall, len(accuracies), best)
+
+
+def summarise(runs: list[Run], memory: dict[str, float]) -> list[dict[str, Any]]:
     """Each lever's seconds over all plans, and its accuracy against the naive evaluator's."""
     by_lever = {lever: [run for run in runs if run.lever == lever] for lever in LEVERS}
     cpu = {lever: sum(run.cpu_seconds for run in own) for lever, own in by_lever.items()}
@@ -129,41 +129,14 @@ def summarise(runs: list[Run]) -> list[dict[str, Any]]:
                 "accuracy_difference_sd": (
                     statistics.stdev(differences) if len(differences) > 1 else None
                 ),
+                "peak_memory_mib": memory[lever],
                 "failed_runs": sum(run.accuracy is None for run in by_lever[lever]),
             }
         )
     return rows
 
 
-def peak_memory(lever: str, setup: Setup, settings: TrainingSettings, frozen: int) -> float:
-    """MiB that training takes at most, beside the libraries; in a process that is new."""
-    torch.set_num_threads(1)
-    blocks = list(block_sizes(setup.backbone, 2))  # loads the last of the libraries
-    libraries = _peak_memory_so_far()
-    train = LEVERS[lever](setup)
-    everything = FineTunePlan(dict.fromkeys(blocks, 1.0))
-    for plan in [everything, *draw_plans(blocks, 1, frozen)]:
-        train(plan, replace(settings, epochs=1), 0)
-    return _peak_memory_so_far() - libraries
-
-
-def _peak_memory_so_far() -> float:
-    """In MiB. Not getrusage's maximum: a child begins with its parent's there."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1024
-
-
-def measure_memory(setup: Setup, settings: TrainingSettings, frozen: int) -> dict[str, float]:
-    """Each lever's, in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    memory = {}
-    for lever in LEVERS:
-        with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-            memory[lever] = fresh.submit(peak_memory, lever, setup, settings, frozen).result()
-    return memory
-
-
-def as_markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
+def as_markdown(rows: list[dict[str, Any]]) -> str:
     columns = [
         "lever, each with all above it",
         "CPU s",
@@ -173,10 +146,10 @@ def as_markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
         "accuracy − naive's, points",
         "peak memory, MiB",
     ]
-    return markdown_table(columns, [_cells(row, memory[row["lever"]]) for row in rows])
+    return markdown_table(columns, [_cells(row) for row in rows])
 
 
-def _cells(row: dict[str, Any], memory: float) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str]:
     difference, spread = row["accuracy_difference"], row["accuracy_difference_sd"]
     accuracy = "" if difference is None else f"{100 * difference:+.1f}"
     accuracy += "" if spread is None else f" ± {100 * spread:.1f}"
@@ -188,7 +161,7 @@ def _cells(row: dict[str, Any], memory: float) -> list[str]:
         f"{row['times_faster_than_before']:.2f}",
         f"{row['times_faster_than_naive']:.2f}",
         accuracy,
-        f"{memory:.0f}",
+        f"{row['peak_memory_mib']:.0f}",
     ]
 
 
@@ -234,11 +207,8 @@ def main(
     with tempfile.TemporaryDirectory() as work:
         setup = Setup(Path(work), backbone, weights, image_size)
         write_image_files(prepare_digits(setup.prepared, image_size, images), setup.files)
-        memory = measure_memory(setup, settings, len(blocks) // 2)
-        runs = [
-            run for name, plans in sets.items() for run in compare(name, plans, setup, settings)
-        ]
-    summary = {name: summarise([run for run in runs if run.plans == name]) for name in sets}
+        measured = {name: compare(name, plans, setup, settings) for name, plans in sets.items()}
+    summary = {name: summarise(*found) for name, found in measured.items()}
     machine = describe_machine()
     click.echo(", ".join(f"{name}: {value}" for name, value in machine.items()))
     click.echo(
@@ -246,7 +216,7 @@ def main(
         f"epochs, batch {batch_size}; auto is {resolve_compute('cpu', 'auto').precision}"
     )
     for name, rows in summary.items():
-        click.echo(f"\n{genomes} plans, {name}:\n\n{as_markdown(rows, memory)}")
+        click.echo(f"\n{genomes} plans, {name}:\n\n{as_markdown(rows)}")
     if json_file is not None:
         content = {
             "machine": machine,
@@ -254,8 +224,7 @@ def main(
             | {"backbone": backbone, "weights": weights}
             | {"image_size": image_size, "images": images, "genomes": genomes},
             "summary": summary,
-            "peak_memory_mib": memory,
-            "runs": [asdict(run) for run in runs],
+            "runs": [asdict(run) for runs, _ in measured.values() for run in runs],
         }
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

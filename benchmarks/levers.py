@@ -1,23 +1,40 @@
-"""The evaluators that ``benchmarks/evaluator.py`` compares: each adds one thing to the last."""
+"""The evaluators that ``benchmarks/evaluator.py`` compares: each adds one thing to the last.
+
+Each runs in a process of its own, so that they share neither caches nor an allocator's habits, and
+the memory that it holds is its own.
+"""
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import re
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.naive import NaiveEvaluator
+from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import Compute, TrainingSettings
 from biotune.plan import FineTunePlan
 from pipeline.compute import resolve_compute
 
-Runner = Callable[[FineTunePlan, TrainingSettings, int], Sequence[float]]
-"""Trains a plan with a seed; the validation accuracy after each epoch."""
+
+class Evaluator(Protocol):
+    """Trains a plan with a seed; returns the validation accuracy after each epoch."""
+
+    def train(
+        self, plan: FineTunePlan, settings: TrainingSettings, seed: int
+    ) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -38,38 +55,68 @@ class Setup:
         return self.work / "files"
 
 
-def naive(setup: Setup) -> Runner:
-    def run(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
-        return evaluator.train(plan, settings, seed)
+@dataclass(frozen=True)
+class Measured:
+    """One run: its accuracies after each epoch, CPU and wall seconds."""
 
-    evaluator = NaiveEvaluator(
-        setup.files, setup.image_size, setup.backbone, setup.weights, setup.work / "best.pt"
-    )
-    return run
+    accuracies: Sequence[float]
+    cpu_seconds: float
+    wall_seconds: float
 
 
-def in_memory(setup: Setup) -> Runner:
-    trainer = _ContiguousTrainer(setup.prepared, setup.backbone, setup.weights, Compute())
-    train = _runner(trainer)
-    adam = torch.optim.Adam
+class Ours:
+    """Our evaluator, as an :class:`Evaluator`."""
 
-    def run(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
+        return self.trainer.train(TrainingTask(plan, seed, settings)).curve.validation_accuracy
+
+
+class OursContiguous(Ours):
+    """Ours, with network and images in torch's default memory format, and its default Adam."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        network = trainer.backbone.network.to(memory_format=torch.contiguous_format)
+        for modules in trainer.backbone.blocks.values():
+            modules[0].register_forward_pre_hook(_make_contiguous)
+        # As it was made, so that the reset copies like to like.
+        trainer._pretrained = {n: tensor.clone() for n, tensor in network.state_dict().items()}
+
+    def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
+        adam = torch.optim.Adam
         with mock.patch("torch.optim.Adam", lambda groups, fused: adam(groups)):
-            return train(plan, settings, seed)
-
-    return run
+            return super().train(plan, settings, seed)
 
 
-def channels_last(setup: Setup) -> Runner:
-    return _runner(Trainer(setup.prepared, setup.backbone, setup.weights, Compute()))
+def _make_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(),)
 
 
-def automatic_precision(setup: Setup) -> Runner:
-    compute = resolve_compute("cpu", "auto")
-    return _runner(Trainer(setup.prepared, setup.backbone, setup.weights, compute))
+def naive(setup: Setup) -> Evaluator:
+    best = setup.work / "best.pt"
+    return NaiveEvaluator(setup.files, setup.image_size, setup.backbone, setup.weights, best)
 
 
-LEVERS: dict[str, Callable[[Setup], Runner]] = {
+def in_memory(setup: Setup) -> Evaluator:
+    return OursContiguous(_trainer(setup, Compute()))
+
+
+def channels_last(setup: Setup) -> Evaluator:
+    return Ours(_trainer(setup, Compute()))
+
+
+def automatic_precision(setup: Setup) -> Evaluator:
+    return Ours(_trainer(setup, resolve_compute("cpu", "auto")))
+
+
+def _trainer(setup: Setup, compute: Compute) -> Trainer:
+    return Trainer(setup.prepared, setup.backbone, setup.weights, compute)
+
+
+LEVERS: dict[str, Callable[[Setup], Evaluator]] = {
     "naive": naive,
     "images in memory, one network": in_memory,
     "channels_last, fused Adam": channels_last,
@@ -77,23 +124,69 @@ LEVERS: dict[str, Callable[[Setup], Runner]] = {
 }
 
 
-class _ContiguousTrainer(Trainer):
-    """Ours, with network and images in torch's default memory format."""
+class LeverProcess:
+    """One lever in a process of its own, on one thread; a context manager that ends it.
 
-    def __init__(self, prepared: Path, backbone: str, weights: str, compute: Compute) -> None:
-        super().__init__(prepared, backbone, weights, compute)
-        network = self.backbone.network.to(memory_format=torch.contiguous_format)
-        self._pretrained = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        first_module = next(iter(self.backbone.blocks.values()))[0]
-        first_module.register_forward_pre_hook(_make_contiguous)
+    Args:
+        lever: name of one of :data:`LEVERS`.
+        setup: what it trains.
+    """
+
+    def __init__(self, lever: str, setup: Setup) -> None:
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_start, initargs=(lever, setup)
+        )
+
+    def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Future[Measured]:
+        """Train a plan there."""
+        return self._pool.submit(_train, plan, settings, seed)
+
+    def peak_memory(self) -> float:
+        """MiB that its evaluator has held at most, beside the libraries."""
+        return self._pool.submit(_peak_memory).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
-def _make_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].contiguous(),)
+@dataclass
+class _Here:
+    """What such a process holds: its evaluator, and the MiB that the libraries took."""
+
+    evaluator: Evaluator
+    libraries: float
 
 
-def _runner(trainer: Trainer) -> Runner:
-    def run(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
-        return trainer.train(TrainingTask(plan, seed, settings)).curve.validation_accuracy
+_here: list[_Here] = []
 
-    return run
+
+def _start(lever: str, setup: Setup) -> None:
+    torch.set_num_threads(1)
+    block_sizes(setup.backbone, 2)  # loads the last of the libraries
+    libraries = _most_memory_so_far()
+    _here.append(_Here(LEVERS[lever](setup), libraries))
+
+
+def _train(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Measured:
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    accuracies = _here[0].evaluator.train(plan, settings, seed)
+    return Measured(accuracies, time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def _peak_memory() -> float:
+    return _most_memory_so_far() - _here[0].libraries
+
+
+def _most_memory_so_far() -> float:
+    """In MiB. Not getrusage's maximum: a child begins with its parent's there."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1024
