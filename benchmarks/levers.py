@@ -18,15 +18,17 @@ from types import TracebackType
 from typing import Protocol, Self
 from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.naive import NaiveEvaluator
 from biotune.finetuning.backbones import block_sizes
+from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask
-from biotune.finetuning.training import Compute, TrainingSettings
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.compute import resolve_compute
 
 
 class Evaluator(Protocol):
@@ -39,12 +41,14 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every lever trains: a network, and a folder with the images in both forms."""
+    """A network, a folder with the images in both forms, and what the last levers use of theirs."""
 
     work: Path
     backbone: str
     weights: str
     image_size: int
+    compute: Compute
+    feature_cache_bytes: int
 
     @property
     def prepared(self) -> Path:
@@ -57,31 +61,52 @@ class Setup:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: its accuracies after each epoch, CPU and wall seconds."""
+    """One run.
+
+    Attributes:
+        accuracies: validation accuracy after each epoch.
+        cpu_seconds: of the process, in the run.
+        wall_seconds: of the run.
+        prefix_seconds: the CPU seconds of these in which images were normalised and a frozen prefix
+            was computed; 0 for the naive evaluator, which knows no prefix.
+    """
 
     accuracies: Sequence[float]
     cpu_seconds: float
     wall_seconds: float
+    prefix_seconds: float
 
 
 class Ours:
     """Our evaluator, as an :class:`Evaluator`."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, setup: Setup, compute: Compute, feature_cache_bytes: int = 0) -> None:
+        self.trainer = Trainer(
+            setup.prepared, setup.backbone, setup.weights, compute, feature_cache_bytes
+        )
+        self.prefix_seconds = 0.0
+        self._compute_prefix = self.trainer.cache._computed
 
     def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
-        return self.trainer.train(TrainingTask(plan, seed, settings)).curve.validation_accuracy
+        with mock.patch.object(self.trainer.cache, "_computed", self._timed_prefix):
+            return self.trainer.train(TrainingTask(plan, seed, settings)).curve.validation_accuracy
+
+    def _timed_prefix(self, indices: NDArray[np.int64], cut: int) -> Tensor:
+        begin = time.process_time()
+        features = self._compute_prefix(indices, cut)
+        self.prefix_seconds += time.process_time() - begin
+        return features
 
 
 class OursContiguous(Ours):
     """Ours, with network and images in torch's default memory format, and its default Adam."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer)
+    def __init__(self, setup: Setup, compute: Compute) -> None:
+        super().__init__(setup, compute)
+        trainer = self.trainer
         network = trainer.backbone.network.to(memory_format=torch.contiguous_format)
-        for modules in trainer.backbone.blocks.values():
-            modules[0].register_forward_pre_hook(_make_contiguous)
+        for layer in trainer.backbone.layers:  # what a prefix hands on is channels_last
+            layer.register_forward_pre_hook(_make_contiguous)
         # As it was made, so that the reset copies like to like.
         trainer._pretrained = {n: tensor.clone() for n, tensor in network.state_dict().items()}
 
@@ -101,26 +126,33 @@ def naive(setup: Setup) -> Evaluator:
 
 
 def in_memory(setup: Setup) -> Evaluator:
-    return OursContiguous(_trainer(setup, Compute()))
+    return OursContiguous(setup, Compute())
 
 
 def channels_last(setup: Setup) -> Evaluator:
-    return Ours(_trainer(setup, Compute()))
+    return Ours(setup, Compute())
 
 
-def automatic_precision(setup: Setup) -> Evaluator:
-    return Ours(_trainer(setup, resolve_compute("cpu", "auto")))
+def precision(setup: Setup) -> Evaluator:
+    return Ours(setup, setup.compute)
 
 
-def _trainer(setup: Setup, compute: Compute) -> Trainer:
-    return Trainer(setup.prepared, setup.backbone, setup.weights, compute)
+def feature_cache(setup: Setup) -> Evaluator:
+    return Ours(setup, setup.compute, setup.feature_cache_bytes)
+
+
+def freed_memory_kept(setup: Setup) -> Evaluator:
+    keep_freed_memory()
+    return feature_cache(setup)
 
 
 LEVERS: dict[str, Callable[[Setup], Evaluator]] = {
     "naive": naive,
     "images in memory, one network": in_memory,
     "channels_last, fused Adam": channels_last,
-    "precision auto": automatic_precision,
+    "precision": precision,
+    "prefix feature cache": feature_cache,
+    "freed memory kept": freed_memory_kept,
 }
 
 
@@ -176,10 +208,17 @@ def _start(lever: str, setup: Setup) -> None:
 
 
 def _train(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Measured:
+    evaluator = _here[0].evaluator
     gc.collect()
+    prefix = _prefix_seconds(evaluator)
     wall, cpu = time.perf_counter(), time.process_time()
-    accuracies = _here[0].evaluator.train(plan, settings, seed)
-    return Measured(accuracies, time.process_time() - cpu, time.perf_counter() - wall)
+    accuracies = evaluator.train(plan, settings, seed)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Measured(accuracies, cpu, wall, _prefix_seconds(evaluator) - prefix)
+
+
+def _prefix_seconds(evaluator: Evaluator) -> float:
+    return evaluator.prefix_seconds if isinstance(evaluator, Ours) else 0.0
 
 
 def _peak_memory() -> float:

@@ -30,12 +30,20 @@ from torch.nn.functional import conv2d
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reporting import describe_machine, markdown_table, prepare_digits
+from benchmarks.reporting import (
+    PRECISIONS,
+    compute_of,
+    describe_machine,
+    markdown_table,
+    one_line,
+    options_of_command,
+    prepare_digits,
+)
 from biotune.finetuning.backbones import backbone_names
+from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask
-from biotune.finetuning.training import Compute, TrainingSettings
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.compute import resolve_compute
 
 REPEATS = 5
 MATRIX = 3072
@@ -49,7 +57,7 @@ OPERATORS = {
     "BatchNorm": r"[Bb]atch_?[Nn]orm",
     "linear": r"mm$|linear",
     "optimizer": r"[Aa]dam|Optimizer",
-    "copies and casts": r"copy|clone|contiguous|::to$",
+    "copies and casts": r"copy|clone|contiguous|::pad|_pad_|::to$",
     "activations and additions": r"relu|threshold|hardtanh|clamp|::add_?$",
     "everything else": r"",
 }
@@ -63,15 +71,13 @@ class Achieved:
     Attributes:
         precision: of the run.
         seconds: wall time, the best of several runs.
-        gflop: 10^9 floating-point operations of the run.
-        gflop_by_group: those of the two groups of convolutions.
+        gflop: 10^9 floating-point operations, by operator group; zero where none were counted.
         profile: operator group → seconds, of one further run.
     """
 
     precision: str
     seconds: float
-    gflop: float
-    gflop_by_group: dict[str, float]
+    gflop: dict[str, float]
     profile: dict[str, float]
 
 
@@ -92,31 +98,38 @@ def measure_peaks() -> dict[str, float]:
     return peaks
 
 
-def measure_training(trainer: Trainer, settings: TrainingSettings) -> Achieved:
+def measure_training(
+    trainer: Trainer, settings: TrainingSettings, gflop: dict[str, float]
+) -> Achieved:
     """Fine-tune the whole network, again and again."""
-    plan = FineTunePlan(dict.fromkeys(trainer.backbone.blocks, 1.0))
-    train = partial(trainer.train, TrainingTask(plan, 0, settings))
-    counter = FlopCounterMode(display=False, custom_mapping=_BACKWARD)
-    with counter:
-        train()
-    counts = counter.get_flop_counts()["Global"]
+    train = _full_fine_tuning(trainer, settings)
     seconds = _best_seconds(train)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         train()
     groups = dict.fromkeys(OPERATORS, 0.0)
     for operator in profiler.key_averages():
-        group = next(g for g, pattern in OPERATORS.items() if re.search(pattern, operator.key))
-        groups[group] += operator.self_cpu_time_total / 1e6
-    return Achieved(
-        precision=trainer.compute.precision,
-        seconds=seconds,
-        gflop=counter.get_total_flops() / 1e9,
-        gflop_by_group={
-            "convolution, forward": counts[torch.ops.aten.convolution] / 1e9,
-            "convolution, backward": counts[torch.ops.aten.convolution_backward] / 1e9,
-        },
-        profile=groups,
-    )
+        groups[_group_of(operator.key)] += operator.self_cpu_time_total / 1e6
+    return Achieved(trainer.compute.precision, seconds, gflop, groups)
+
+
+def count_gflop(trainer: Trainer, settings: TrainingSettings) -> dict[str, float]:
+    """10^9 floating-point operations of one run, by operator group."""
+    counter = FlopCounterMode(display=False, custom_mapping=_BACKWARD)
+    with counter:
+        _full_fine_tuning(trainer, settings)()
+    groups = dict.fromkeys(OPERATORS, 0.0)
+    for operator, flop in counter.get_flop_counts()["Global"].items():
+        groups[_group_of(str(operator))] += flop / 1e9
+    return groups
+
+
+def _full_fine_tuning(trainer: Trainer, settings: TrainingSettings) -> Callable[[], object]:
+    plan = FineTunePlan(dict.fromkeys(trainer.backbone.blocks, 1.0))
+    return partial(trainer.train, TrainingTask(plan, 0, settings))
+
+
+def _group_of(operator: str) -> str:
+    return next(group for group, pattern in OPERATORS.items() if re.search(pattern, operator))
 
 
 def _best_seconds(work: Callable[[], object]) -> float:
@@ -168,11 +181,12 @@ def achieved_table(runs: list[Achieved], peaks: dict[str, float]) -> str:
 
 
 def _achieved_cells(run: Achieved, peaks: dict[str, float]) -> list[str]:
-    rate = run.gflop / run.seconds
+    gflop = sum(run.gflop.values())
+    rate = gflop / run.seconds
     return [
         run.precision,
         f"{run.seconds:.2f}",
-        f"{run.gflop:.0f}",
+        f"{gflop:.0f}",
         f"{rate:.1f}",
         f"{rate / peaks[f'{_peak_of(run)} convolution']:.0%}",
         f"{rate / peaks[f'{_peak_of(run)} matrix product']:.0%}",
@@ -191,8 +205,8 @@ def profile_table(runs: list[Achieved]) -> str:
     for group in OPERATORS:
         cells = [group]
         for run in runs:
-            seconds, gflop = run.profile[group], run.gflop_by_group.get(group)
-            rate = "" if gflop is None else f"{gflop / seconds:.1f}"
+            seconds, gflop = run.profile[group], run.gflop[group]
+            rate = f"{gflop / seconds:.1f}" if gflop else ""
             cells += [f"{seconds:.2f}", f"{seconds / sum(run.profile.values()):.1%}", rate]
         rows.append(cells)
     return markdown_table(columns, rows)
@@ -207,6 +221,15 @@ def profile_table(runs: list[Achieved]) -> str:
 @click.option("--images", default=128, show_default=True, help="To train, and as many to validate.")
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(2))
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32", "bf16", "auto"),
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="May be given several times.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
 def main(
     backbone: str,
@@ -215,6 +238,7 @@ def main(
     images: int,
     epochs: int,
     batch_size: int,
+    precisions: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
     """Full fine-tuning against the processor's measured peak, and its profile; Markdown tables.
@@ -226,32 +250,23 @@ def main(
       python benchmarks/peak.py --images 32 --json peak.json
     """
     torch.set_num_threads(1)
+    keep_freed_memory()
     settings = TrainingSettings(epochs, epochs, batch_size, base_lr=1e-3)
-    computes = [Compute(), Compute(precision="bf16"), resolve_compute("cpu", "auto")]
+    computes = dict.fromkeys(compute_of(precision, backbone) for precision in precisions)
     peaks = measure_peaks()
     with tempfile.TemporaryDirectory() as work:
         prepare_digits(Path(work, "prepared"), image_size, images)
-        runs = [
-            measure_training(Trainer(Path(work, "prepared"), backbone, weights, compute), settings)
-            for compute in dict.fromkeys(computes)
-        ]
-    machine = describe_machine()
-    click.echo(", ".join(f"{name}: {value}" for name, value in machine.items()))
-    click.echo(
-        f"{backbone}, {images} + {images} digits at {image_size} px, batch {batch_size}, "
-        f"epochs {epochs}; auto is {computes[-1].precision}"
-    )
+        start = partial(Trainer, Path(work, "prepared"), backbone, weights)
+        # Of float32 for all of them: what another precision adds to it is not useful work.
+        gflop = count_gflop(start(Compute()), settings)
+        runs = [measure_training(start(compute), settings, gflop) for compute in computes]
+    machine, options = describe_machine(), options_of_command()
+    click.echo(f"{one_line(machine)}\n{one_line(options)}")
     for table in (peaks_table(peaks), achieved_table(runs, peaks), profile_table(runs)):
         click.echo(f"\n{table}")
     if json_file is not None:
-        options = asdict(settings) | {"backbone": backbone, "weights": weights}
-        options |= {"image_size": image_size, "images": images}
-        content = {
-            "machine": machine,
-            "options": options,
-            "peak_gflops": peaks,
-            "runs": [asdict(run) for run in runs],
-        }
+        content = {"machine": machine, "options": options, "peak_gflops": peaks}
+        content |= {"runs": [asdict(run) for run in runs]}
         json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final, cast
 
+import click
 import torch
 
 from biotune.data.prepared import PreparedImages, prepare_images
 from biotune.data.sources import DigitsSource
+from biotune.finetuning.compute import Compute, Precision
+from pipeline.compute import resolve_compute
+
+PRECISIONS: Final = ("auto", "fp32", "bf16", "mixed_depthwise")
+"""What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """What decides how fast float32 and bfloat16 are on x86."""
@@ -33,6 +40,13 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+def compute_of(precision: str, backbone: str) -> Compute:
+    """The processor, in this precision; ``auto`` as the pipeline resolves it for this network."""
+    if precision == "auto":
+        return resolve_compute("cpu", "auto")
+    return Compute("cpu", cast("Precision", precision))
+
+
 def prepare_digits(folder: Path, image_size: int, images: int) -> PreparedImages:
     """Prepare scikit-learn's digits: so many images to train on, and as many to validate on."""
     return prepare_images(
@@ -43,6 +57,16 @@ def prepare_digits(folder: Path, image_size: int, images: int) -> PreparedImages
         validation_images=images,
         seed=0,
     )
+
+
+def one_line(figures: Mapping[str, object]) -> str:
+    """Such as the machine, or a command's options."""
+    return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in figures.items())
+
+
+def options_of_command() -> dict[str, object]:
+    """Every option of the click command that runs, as it was given or by default."""
+    return {n: v for n, v in click.get_current_context().params.items() if n != "json_file"}
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
