@@ -20,7 +20,8 @@ search pays for them once. No run stops early: all levers train the same number 
 
 The naive evaluator's images are PNG files of the prepared size, so decoding is as cheap for it as
 it can be. Its accuracies differ for two reasons beside rounding: its frozen BatchNorm adapts to the
-images, and it draws another order of them.
+images, and it draws another order of them. Without pretrained weights (ResNet-50's are a download)
+accuracies are near chance, and only the seconds mean something.
 
 Each lever runs in a process of its own, new for each set of plans. Peak memory is that process's,
 less what the libraries alone take; the first run, of the whole network, is among what it holds.
@@ -196,7 +197,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(PRECISIONS), help="Lever 4."
 )
-@click.option("--feature-cache-mb", default=1024, show_default=True, help="Lever 5.")
+@click.option("--feature-cache-mb", default=2000, show_default=True, help="Lever 5.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
 def main(
     backbone: str,
@@ -227,7 +228,7 @@ def main(
         "early half frozen": draw_plans(blocks, genomes, len(blocks) // 2),
     }
     with tempfile.TemporaryDirectory() as work:
-        setup = Setup(Path(work), backbone, weights, image_size, compute, feature_cache_mb * 2**20)
+        setup = Setup(Path(work), backbone, weights, image_size, compute, feature_cache_mb * 10**6)
         write_image_files(prepare_digits(setup.prepared, image_size, images), setup.files)
         measured = {name: compare(name, plans, setup, settings) for name, plans in sets.items()}
     summary = {name: summarise(*found) for name, found in measured.items()}

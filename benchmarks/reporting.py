@@ -13,8 +13,9 @@ import torch
 
 from biotune.data.prepared import PreparedImages, prepare_images
 from biotune.data.sources import DigitsSource
+from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute, Precision
-from pipeline.compute import resolve_compute
+from biotune.finetuning.hardware import fastest_precision
 
 PRECISIONS: Final = ("auto", "fp32", "bf16", "mixed_depthwise")
 """What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""
@@ -41,9 +42,9 @@ def describe_machine() -> dict[str, str]:
 
 
 def compute_of(precision: str, backbone: str) -> Compute:
-    """The processor, in this precision; ``auto`` as the pipeline resolves it for this network."""
+    """The processor, in a precision; ``auto`` is the one that the pipeline chooses."""
     if precision == "auto":
-        return resolve_compute("cpu", "auto")
+        return Compute("cpu", fastest_precision(convolution_family(backbone), "cpu"))
     return Compute("cpu", cast("Precision", precision))
 
 
