@@ -1,0 +1,76 @@
+"""What the benchmarks of the evaluator share: the machine, the images, and Markdown tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+import click
+import torch
+
+from biotune.data.prepared import PreparedImages, prepare_images
+from biotune.data.sources import DigitsSource
+from biotune.finetuning.backbones import convolution_family
+from biotune.finetuning.compute import Compute, Precision
+from biotune.finetuning.hardware import fastest_precision
+
+PRECISIONS: Final = ("auto", "fp32", "bf16", "mixed_depthwise")
+"""What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""
+
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What decides how fast float32 and bfloat16 are on x86."""
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores, the instruction sets that matter, and versions; of Linux."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(":", 1) for line in lines if ":" in line]
+    cpu = {name.strip(): value.strip() for name, value in pairs}
+    flags = cpu.get("flags", "").split()
+    family = f"family {cpu.get('cpu family', '?')}, model {cpu.get('model', '?')}"
+    return {
+        "processor": f"{cpu.get('model name', platform.machine())} ({family})",
+        "cores": str(os.cpu_count()),
+        "instruction sets": ", ".join(f for f in _TELLING_FLAGS if f in flags) or "?",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def compute_of(precision: str, backbone: str) -> Compute:
+    """The processor, in a precision; ``auto`` is the one that the pipeline chooses."""
+    if precision == "auto":
+        return Compute("cpu", fastest_precision(convolution_family(backbone), "cpu"))
+    return Compute("cpu", cast("Precision", precision))
+
+
+def prepare_digits(folder: Path, image_size: int, images: int) -> PreparedImages:
+    """Prepare scikit-learn's digits: so many images to train on, and as many to validate on."""
+    return prepare_images(
+        DigitsSource(),
+        folder,
+        image_size=image_size,
+        train_images=images,
+        validation_images=images,
+        seed=0,
+    )
+
+
+def one_line(figures: Mapping[str, object]) -> str:
+    """Such as the machine, or a command's options."""
+    return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in figures.items())
+
+
+def options_of_command() -> dict[str, object]:
+    """Every option of the click command that runs, as it was given or by default."""
+    return {n: v for n, v in click.get_current_context().params.items() if n != "json_file"}
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text, and all others figures."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *rows])
