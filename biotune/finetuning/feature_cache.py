@@ -109,17 +109,22 @@ class FeatureCache:
         if self._limit == 0 or (rows < 0).any():
             return None
         if cut not in self._by_cut:
-            first = self._computed(indices[:1], cut)
+            first = self._computed(indices[:CHUNK], cut)
             if not self._make_room(cut, first):
                 return None
+            self._keep(indices[:CHUNK], cut, first)
         kept = self._by_cut[cut]
         self._by_cut.move_to_end(cut)
         missing = indices[~kept.known[rows]]
         for begin in range(0, len(missing), CHUNK):
             chunk = missing[begin : begin + CHUNK]
-            kept.values[self._rows[chunk]] = self._computed(chunk, cut)
-            kept.known[self._rows[chunk]] = True
+            self._keep(chunk, cut, self._computed(chunk, cut))
         return kept
+
+    def _keep(self, indices: NDArray[np.int64], cut: int, features: Tensor) -> None:
+        rows = self._rows[indices]
+        self._by_cut[cut].values[torch.from_numpy(rows).to(features.device)] = features
+        self._by_cut[cut].known[rows] = True
 
     def _make_room(self, cut: int, example: Tensor) -> bool:
         """Reserve memory for all images' features, at the cost of others; whether it fits."""

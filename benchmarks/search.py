@@ -1,0 +1,281 @@
+"""Whole searches, full fidelity against racing: what is saved, and is anything lost?
+
+Every search seed is run twice on the same evaluator, once with ``racing: false`` and once with
+``racing: true``, each from nothing known: no store, an empty feature cache. Which of the two goes
+first alternates. CPU seconds are those of the training runs, one thread each; with several workers
+the seeds are spread over processes.
+
+What a search found is judged on images that it never saw: its winner is trained from five fresh
+seeds, the best epoch by validation, and scored on the test split. After a search with racing, the
+candidates that it stopped are trained to their end, to see which of them would have reached what
+they needed. Neither is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from scipy import stats
+from tqdm import tqdm
+
+from biotune.data import DigitsSource, prepare_images
+from biotune.finetuning.compute import keep_freed_memory
+from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
+from biotune.finetuning.metrics import classifier_scores
+from biotune.finetuning.training import predict_probabilities
+from biotune.plan import FineTunePlan
+from pipeline import evolve as loop
+from pipeline.compute import resolve_compute
+from pipeline.params import Params, SearchParams, load_params
+from pipeline.racing import Race, start_race
+from pipeline.runs import TrainingRun
+
+MODES: dict[str, bool] = {"full": False, "racing": True}
+TEST_SEEDS = range(100, 105)
+CACHE_BYTES = 1_000_000_000
+
+
+class TimedRuns:
+    """Trains in this process, one run at a time, and counts what it costs."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._waiting: list[TrainingTask] = []
+        self.cpu_seconds, self.runs, self.epochs = 0.0, 0, 0
+        trainer.cache.clear()
+
+    def submit(self, task: TrainingTask) -> None:
+        self._waiting.append(task)
+
+    def next_finished(self) -> TrainingRun:
+        task = self._waiting.pop(0)
+        begin = time.process_time()
+        curve = self._trainer.train(task).curve
+        self.cpu_seconds += time.process_time() - begin
+        self.runs += 1
+        self.epochs += len(curve.validation_accuracy)
+        return TrainingRun(task, curve, from_store=False)
+
+    def spent(self) -> dict[str, float]:
+        return {"cpu seconds": self.cpu_seconds, "runs": self.runs, "epochs": self.epochs}
+
+
+_trainer: Trainer
+_params: Params
+_tested: dict[FineTunePlan, float] = {}
+
+
+def start_worker(params: Params, prepared: Path) -> None:
+    """Build the network that all searches of this process train."""
+    global _trainer, _params
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    compute = resolve_compute(params.runtime, params.model.backbone)
+    _params = params
+    _trainer = Trainer(prepared, params.model.backbone, params.model.weights, compute, CACHE_BYTES)
+
+
+def run_seed(seed: int) -> list[dict[str, Any]]:
+    """The same search in both modes."""
+    modes = list(MODES) if seed % 2 == 0 else list(reversed(MODES))
+    return [run_search(seed, mode) for mode in modes]
+
+
+def run_search(seed: int, mode: str) -> dict[str, Any]:
+    """One search, with what it cost and what it found."""
+    section = _params.search.model_copy(update={"seed": seed, "racing": MODES[mode]})
+    runs = TimedRuns(_trainer)
+    told: dict[str, float] = {}
+    races: list[Race] = []
+
+    def note_race(*arguments: Any) -> Race | None:
+        race = start_race(*arguments)
+        if race is not None:
+            races.append(race)
+        return race
+
+    def note_candidate(_: loop.EvaluatedCandidate) -> None:
+        told.update(runs.spent())  # the last one's stays: what came before the confirmation
+
+    loop.start_race = note_race  # type: ignore[assignment]
+    begin = time.perf_counter()
+    found = loop.evolve(
+        section, list(_trainer.backbone.blocks), runs, note_candidate, lambda _: None
+    )
+    return {
+        "seed": seed,
+        "mode": mode,
+        **runs.spent(),
+        "evolution cpu seconds": told["cpu seconds"],
+        "evolution runs": told["runs"],
+        "evolution epochs": told["epochs"],
+        "seconds": time.perf_counter() - begin,
+        "winner": found.winner.name,
+        "plan": str(found.winner.plan),
+        "confirmed": 1 - found.winner.evaluation.fitness,
+        "test": tested(found.winner.plan, section),
+        "test of best recipe": tested(found.best_recipe.plan, section),
+        **stopped_elites(found.evaluated, races, section),
+    }
+
+
+def tested(plan: FineTunePlan, section: SearchParams) -> float:
+    """Mean test accuracy of a plan from fresh seeds."""
+    if plan not in _tested:
+        test = _trainer.subset("test")
+        labels = test.labels[test.indices]
+        accuracies = []
+        for seed in TEST_SEEDS:
+            task = TrainingTask(plan, seed, loop.training_settings(section))
+            state = _trainer.train(task, keep_best=True).best_state
+            _trainer.backbone.network.load_state_dict(state or {})
+            probabilities = predict_probabilities(_trainer.backbone, test, _trainer.compute)
+            accuracies.append(float(classifier_scores(probabilities, labels)["accuracy"]))
+        _tested[plan] = float(np.mean(accuracies))
+    return _tested[plan]
+
+
+def stopped_elites(
+    evaluated: Sequence[loop.EvaluatedCandidate], races: Sequence[Race], section: SearchParams
+) -> dict[str, int]:
+    """How many candidates were stopped, and how many of those would have become an elite."""
+    needed = {key: value for race in races for key, value in race.needed.items()}
+    stopped = [
+        one.candidate
+        for one in evaluated
+        if one.candidate.evaluation and one.candidate.evaluation.outcome == "stopped"
+    ]
+    wrongly = 0
+    for candidate in stopped:
+        whole = [
+            _trainer.train(replace(task, must_reach=())).curve
+            for task in (
+                TrainingTask(candidate.plan, seed, loop.training_settings(section))
+                for seed in section.training_seeds
+            )
+        ]
+        wrongly += evaluate(whole).fitness < needed[candidate.id]
+    return {"candidates": len(evaluated), "stopped": len(stopped), "stopped elites": wrongly}
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Racing against full fidelity, paired by search seed."""
+    by_mode = {
+        mode: sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["seed"])
+        for mode in MODES
+    }
+    full, racing = by_mode["full"], by_mode["racing"]
+    differences = np.array([r["test"] - f["test"] for f, r in zip(full, racing, strict=True)])
+    half = 0.0
+    if len(differences) > 1:
+        error = differences.std(ddof=1) / np.sqrt(len(differences))
+        half = float(stats.t.ppf(0.975, len(differences) - 1) * error)
+    mean = float(differences.mean())
+    costs = ("cpu seconds", "evolution cpu seconds", "runs", "epochs", "seconds")
+    return {
+        "seeds": len(full),
+        "times fewer": {
+            cost: sum(row[cost] for row in full) / sum(row[cost] for row in racing)
+            for cost in costs
+        },
+        "difference in test accuracy, points": 100 * mean,
+        "95 % interval, points": [100 * (mean - half), 100 * (mean + half)],
+        "candidates": sum(row["candidates"] for row in racing),
+        "stopped": sum(row["stopped"] for row in racing),
+        "stopped that would have become an elite": sum(row["stopped elites"] for row in racing),
+    }
+
+
+def print_tables(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    shown = [
+        "seed", "mode", "cpu seconds", "evolution cpu seconds", "runs", "epochs", "stopped",
+        "stopped elites", "winner", "confirmed", "test", "test of best recipe",
+    ]  # fmt: skip
+    click.echo(f"\n| {' | '.join(shown)} |\n|{' --- |' * len(shown)}")
+    for row in sorted(rows, key=lambda row: (row["seed"], row["mode"])):
+        cells = (row[name] for name in shown)
+        texts = (
+            (f"{c:.4f}" if c <= 1 else f"{c:.1f}") if isinstance(c, float) else str(c)
+            for c in cells
+        )
+        click.echo(f"| {' | '.join(texts)} |")
+    click.echo("\n| racing against full fidelity | |\n| --- | --- |")
+    for name, ratio in summary["times fewer"].items():
+        click.echo(f"| times fewer {name} | {ratio:.2f} |")
+    low, high = summary["95 % interval, points"]
+    click.echo(
+        f"| test accuracy, paired difference over {summary['seeds']} search seeds | "
+        f"{summary['difference in test accuracy, points']:+.2f} points, "
+        f"95 % interval {low:+.2f} to {high:+.2f} |"
+    )
+    click.echo(
+        f"| candidates stopped | {summary['stopped']} of {summary['candidates']}, of which "
+        f"{summary['stopped that would have become an elite']} would have become an elite |"
+    )
+
+
+@click.command()
+@click.option("--params", "params_file", type=click.Path(path_type=Path), default="params.yaml")
+@click.option("--seeds", default=8, show_default=True, type=click.IntRange(1), help="Search seeds.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--image-size", default=32, show_default=True, type=click.IntRange(16))
+@click.option("--work", type=click.Path(path_type=Path), default=Path(".biotune/search_benchmark"))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
+def main(
+    params_file: Path,
+    seeds: int,
+    workers: int,
+    image_size: int,
+    work: Path,
+    json_file: Path | None,
+) -> None:
+    """Compare searches with and without racing on digits, three training seeds each.
+
+    Population 6, generations 3, elites 2; all else as the params file says.
+
+    \b
+    Examples:
+      python benchmarks/search.py
+      python benchmarks/search.py --seeds 2 --json search.json
+    """
+    params = load_params(params_file)
+    small = {"population": 6, "generations": 3, "elites": 2, "training_seeds": [0, 1, 2]}
+    params = params.model_copy(update={"search": params.search.model_copy(update=small)})
+    prepared = work / f"digits{image_size}"
+    if not prepared.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        prepare_images(
+            DigitsSource(),
+            prepared,
+            image_size=image_size,
+            train_images=params.prepare.train_images,
+            validation_images=params.prepare.validation_images,
+            seed=params.prepare.seed,
+        )
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)
+    ) as pool:
+        waiting = [pool.submit(run_seed, seed) for seed in range(seeds)]
+        for future in tqdm(as_completed(waiting), total=seeds, unit="seed"):
+            rows += future.result()
+            if json_file is not None:
+                json_file.write_text(json.dumps({"searches": rows}, indent=1) + "\n")
+    summary = summarise(rows)
+    print_tables(rows, summary)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"summary": summary, "searches": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
