@@ -7,11 +7,13 @@ with AVX512-BF16, torch 2.14; ``benchmarks/precision.py`` times whole training s
 
 - the input's gradient at stride 2 is taken in float32;
 - the weight's gradient of a 5 × 5 kernel is put together from those of four overlapping 3 × 3
-  kernels, and its input is padded beforehand, not by the convolution.
+  kernels, and its input is padded beforehand, not by the convolution;
+- on a map smaller than the kernel, only the part of the kernel that meets it is computed with.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,22 +51,41 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Float maps [N, C, H, W] → [N, C, H', W']."""
         dtype = _autocast_dtype(input)
-        across, down = self._pads(input.shape[3]), self._pads(input.shape[2])
-        padding = across[0] if {*across, *down} == {across[0]} else 0
-        if not padding:
-            input = pad(input, (*across, *down))
-        convolved: Tensor = _Convolution.apply(
-            input.to(dtype), self.weight.to(dtype), self.stride[0], padding
-        )
+        down, across = self._taps(input.shape[2]), self._taps(input.shape[3])
+        weight = self.weight[:, :, down.first : down.end, across.first : across.end].to(dtype)
+        pads = {down.before, down.after, across.before, across.after}
+        if len(pads) > 1:
+            input = pad(input, (across.before, across.after, down.before, down.after))
+            pads = {0}
+        if weight.shape[2:] == (1, 1) and self.stride == (1, 1):
+            return input.to(dtype) * weight.view(1, -1, 1, 1)
+        convolved: Tensor = _Convolution.apply(input.to(dtype), weight, self.stride[0], *pads)
         return convolved
 
-    def _pads(self, size: int) -> tuple[int, int]:
-        """Zeros before and after an axis; TensorFlow's ``SAME`` puts an odd one after."""
-        if not self._same:
-            return self._padding, self._padding
+    def _taps(self, size: int) -> _Taps:
+        """What an axis of this many pixels needs of the kernel."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        return total // 2, total - total // 2
+        before = after = self._padding
+        if self._same:  # as TensorFlow does: an odd zero comes after
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            before, after = total // 2, total - total // 2
+        last = (size + before + after - kernel) // stride * stride  # where the last output begins
+        first = max(0, before - last)
+        end = min(kernel, before + size)
+        return _Taps(first, end, before - first, after - (kernel - end))
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """The part of a kernel's axis that ever meets a pixel, and the zeros that this part needs.
+
+    On a map smaller than the kernel the rest only ever meets zeros, before and after.
+    """
+
+    first: int
+    end: int
+    before: int
+    after: int
 
 
 def replace_depthwise(network: nn.Module) -> None:
@@ -127,16 +148,17 @@ def _input_gradient(
 
 
 def _weight_gradient(gradient: Tensor, padded: Tensor, weight: Tensor, stride: int) -> Tensor:
-    kernel = weight.shape[-1]
-    rows, columns = ((size - 1) * stride + _WINDOW for size in gradient.shape[2:])
-    window = weight.new_empty(weight.shape[0], 1, _WINDOW, _WINDOW)
+    height, width = (min(size, _WINDOW) for size in weight.shape[2:])
+    rows = (gradient.shape[2] - 1) * stride + height
+    columns = (gradient.shape[3] - 1) * stride + width
+    window = weight.new_empty(weight.shape[0], 1, height, width)
     result = torch.empty_like(weight)
-    for top in range(0, kernel - _WINDOW + 1, _WINDOW - 1):
-        for left in range(0, kernel - _WINDOW + 1, _WINDOW - 1):
+    for top in {0, weight.shape[2] - height}:
+        for left in {0, weight.shape[3] - width}:
             seen = padded[:, :, top : top + rows, left : left + columns]
             seen = seen.contiguous(memory_format=torch.channels_last)
             part = _backward(gradient, seen, window, stride, 0, wanted=1)
-            result[:, :, top : top + _WINDOW, left : left + _WINDOW] = part
+            result[:, :, top : top + height, left : left + width] = part
     return result
 
 

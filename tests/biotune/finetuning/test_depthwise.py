@@ -28,7 +28,7 @@ def gradients(convolution: nn.Module, maps: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(2, 2), (4, 4), (7, 7), (8, 5), (16, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (7, 7), (8, 5), (16, 16)])
 def test_output_and_gradients_are_those_of_the_convolution_that_it_replaces(
     size: tuple[int, int], stride: int, kernel: int, same: bool
 ) -> None:
