@@ -17,7 +17,7 @@ from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
 from pipeline.params import SearchParams
 from pipeline.racing import cost_rank
-from pipeline.runs import Runs, TrainingRun, follow
+from pipeline.runs import NextTasks, Runs, TrainingRun, follow
 
 CONFIRMATION_SEEDS = 5
 """Fresh training seeds for each plan that is confirmed."""
@@ -40,7 +40,8 @@ class Confirmation:
         candidate: the candidate it came from; None for a recipe that the search did not try.
         recipe: whether it is the best recipe, which every winner is held against.
         evaluation: mean over its fresh seeds.
-        runs: one for each fresh seed; fewer for a plan that racing dropped.
+        runs: one for each fresh seed; fewer if racing dropped the plan, or if it is the recipe and
+            racing dropped all others.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Confirmation:
     @property
     def dropped(self) -> bool:
         """Whether it did not get all seeds, and so cannot win."""
-        return len(self.runs) < CONFIRMATION_SEEDS
+        return not self.recipe and len(self.runs) < CONFIRMATION_SEEDS
 
     def lead_over(self, other: Confirmation) -> tuple[float, float]:
         """Mean difference in validation accuracy, on the same seeds and images; its standard error.
@@ -104,7 +105,7 @@ def confirm(
         settings: of every run.
         runs: trains.
         racing: give no more than two seeds to a plan that by then does not lead the recipe: it
-            would hardly come to lead clearly.
+            would hardly come to lead clearly. If none leads, the recipe gets no more either.
     """
     fresh = max(params.training_seeds) + 1
     tasks = {
@@ -119,24 +120,20 @@ def confirm(
         ]
         for one in found
     }
-    first = {one: SEEDS_BEFORE_DROPPING if racing and not one.recipe else None for one in found}
-    early = {one: (lambda done, one=one: [] if done else tasks[one][: first[one]]) for one in found}
-    begun: dict[Contender, Confirmation] = {}
-    for one, done in follow(early, runs, cost_rank):
-        begun[one] = _confirmation(one, done)
-        if one.recipe or not racing:
-            yield begun[one]
-    if not racing:
-        return
-    recipe = begun[found[0]]
-    rest = {}
-    for one in found[1:]:
-        if _may_win(begun[one], recipe):
-            rest[one] = lambda done, one=one: [] if done else tasks[one]
-        else:
-            yield begun[one]
+    at_first = SEEDS_BEFORE_DROPPING if racing else CONFIRMATION_SEEDS
+    first = {one: _all(own[:at_first]) for one, own in tasks.items()}
+    begun = {one: _confirmation(one, done) for one, done in follow(first, runs, cost_rank)}
+    leading = [one for one in found[1:] if racing and _may_win(begun[one], begun[found[0]])]
+    going_on = [found[0], *leading] if leading else []
+    yield from (begun[one] for one in found if one not in going_on)
+    rest = {one: _all(tasks[one][at_first:]) for one in going_on}
     for one, done in follow(rest, runs, cost_rank):
-        yield _confirmation(one, done)
+        yield _confirmation(one, (*begun[one].runs, *done))
+
+
+def _all(tasks: Sequence[TrainingTask]) -> NextTasks:
+    """All of these at once."""
+    return lambda done: [] if done else tasks
 
 
 def _may_win(one: Confirmation, recipe: Confirmation) -> bool:
