@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -60,12 +61,16 @@ class WorkerPool:
     """
 
     def __init__(self, setup: TrainerSetup, workers: int) -> None:
+        # Forking a process that holds threads or a CUDA context is not safe.
+        context = multiprocessing.get_context("spawn")
+        devices = context.SimpleQueue()  # each worker takes one
+        for device in worker_devices(setup.compute.device, workers):
+            devices.put(device)
         self._executor = ProcessPoolExecutor(
             max_workers=workers,
-            # Forking a process that holds threads or a CUDA context is not safe.
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             initializer=_start_worker,
-            initargs=(setup,),
+            initargs=(setup, devices),
         )
         self._running: dict[Future[LearningCurve], TrainingTask] = {}
 
@@ -127,16 +132,34 @@ class WorkerPool:
 
 
 def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
-    """How many workers ``runtime.workers`` means: one per usable core on CPU, one on a GPU."""
+    """How many workers ``runtime.workers`` means: one per usable core on CPU, one per GPU.
+
+    One thread each: two workers of one thread finish sooner than one of two, as
+    ``benchmarks/workers.py`` measures.
+    """
     if workers != "auto":
         return workers
-    return int(cpu_count()) if device == "cpu" else 1
+    return int(cpu_count()) if device == "cpu" else _gpus(device)
+
+
+def worker_devices(device: str, workers: int) -> list[str]:
+    """The device of each worker: ``cuda`` stands for all GPUs, in turn."""
+    if device != "cuda":
+        return [device] * workers
+    return [f"cuda:{worker % _gpus(device)}" for worker in range(workers)]
+
+
+def _gpus(device: str) -> int:
+    """How many GPUs a device's name stands for, at least 1."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
 _trainer: Trainer | None = None  # each worker process's own, built by _start_worker
 
 
-def _start_worker(setup: TrainerSetup) -> None:
+def _start_worker(setup: TrainerSetup, devices: SimpleQueue[str]) -> None:
     global _trainer
     import torch
 
@@ -147,7 +170,8 @@ def _start_worker(setup: TrainerSetup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_freed_memory()
-    _trainer = setup.build()
+    compute = replace(setup.compute, device=devices.get())
+    _trainer = replace(setup, compute=compute).build()
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,13 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.executors import LostWorkerError, TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import (
+    LostWorkerError,
+    TrainerSetup,
+    WorkerPool,
+    resolve_workers,
+    worker_devices,
+)
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ("stem", *(f"blocks.{i}" for i in range(7)), "conv_head", "classifier")
@@ -130,10 +136,19 @@ if __name__ == "__main__":
         time.sleep(0.1)
 
 
-def test_auto_is_a_worker_per_core_on_cpu_and_one_on_a_gpu() -> None:
+def test_auto_is_a_worker_per_core_on_cpu_and_one_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert resolve_workers("auto", "cpu") >= 1
-    assert resolve_workers("auto", "cuda") == 1
+    assert resolve_workers("auto", "cuda") == 3
+    assert resolve_workers("auto", "cuda:1") == 1
     assert resolve_workers(7, "cuda") == 7
+
+
+def test_workers_spread_over_all_gpus_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert worker_devices("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert worker_devices("cpu", 2) == ["cpu", "cpu"]
 
 
 def _alive(process: int) -> bool:
