@@ -28,11 +28,10 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
+from benchmarks.held_out import held_out_accuracy
 from biotune.data import DigitsSource, prepare_images
 from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
-from biotune.finetuning.metrics import classifier_scores
-from biotune.finetuning.training import predict_probabilities
 from biotune.plan import FineTunePlan
 from pipeline import evolve as loop
 from pipeline.compute import resolve_compute
@@ -41,7 +40,6 @@ from pipeline.racing import Race, start_race
 from pipeline.runs import TrainingRun
 
 MODES: dict[str, bool] = {"full": False, "racing": True}
-TEST_SEEDS = range(100, 105)
 CACHE_BYTES = 1_000_000_000
 
 
@@ -130,18 +128,9 @@ def run_search(seed: int, mode: str) -> dict[str, Any]:
 
 
 def tested(plan: FineTunePlan, section: SearchParams) -> float:
-    """Mean test accuracy of a plan from fresh seeds."""
+    """Its held-out accuracy, measured once in each process."""
     if plan not in _tested:
-        test = _trainer.subset("test")
-        labels = test.labels[test.indices]
-        accuracies = []
-        for seed in TEST_SEEDS:
-            task = TrainingTask(plan, seed, loop.training_settings(section))
-            state = _trainer.train(task, keep_best=True).best_state
-            _trainer.backbone.network.load_state_dict(state or {})
-            probabilities = predict_probabilities(_trainer.backbone, test, _trainer.compute)
-            accuracies.append(float(classifier_scores(probabilities, labels)["accuracy"]))
-        _tested[plan] = float(np.mean(accuracies))
+        _tested[plan] = held_out_accuracy(plan, _trainer, loop.training_settings(section))
     return _tested[plan]
 
 

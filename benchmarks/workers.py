@@ -72,14 +72,12 @@ def compare_threads(
         setup = TrainerSetup(prepared, model.backbone, model.weights, compute, CACHE_BYTES)
         with WorkerPool(setup, cores) as pool:
             in_workers(pool, planned[:cores])  # starts them, and fills hardly anything
-            ways = {
-                "1 process x 1 thread": lambda: in_process(trainer, 1, planned),
-                f"1 process x {cores} threads": lambda: in_process(trainer, cores, planned),
-                f"{cores} workers x 1 thread": lambda pool=pool: in_workers(pool, planned),
-            }
-            for way, run in ways.items():
-                seconds.setdefault(way, []).append(run())
-    slowest = float(np.median(seconds["1 process x 1 thread"]))
+            for threads in (1, cores):
+                one_process = in_process(trainer, threads, planned)
+                seconds.setdefault(f"1 process x {threads} threads", []).append(one_process)
+            side_by_side = in_workers(pool, planned)
+            seconds.setdefault(f"{cores} workers x 1 thread", []).append(side_by_side)
+    slowest = float(np.median(seconds["1 process x 1 threads"]))
     return [
         {
             "way": way,
