@@ -105,11 +105,10 @@ def run_search(seed: int, mode: str) -> dict[str, Any]:
     def note_candidate(_: loop.EvaluatedCandidate) -> None:
         told.update(runs.spent())  # the last one's stays: what came before the confirmation
 
-    loop.start_race = note_race  # type: ignore[assignment]
     begin = time.perf_counter()
-    found = loop.evolve(
-        section, list(_trainer.backbone.blocks), runs, note_candidate, lambda _: None
-    )
+    blocks = list(_trainer.backbone.blocks)
+    with mock.patch.object(loop, "start_race", note_race):
+        found = loop.evolve(section, blocks, runs, note_candidate, lambda _: None)
     return {
         "seed": seed,
         "mode": mode,
