@@ -63,6 +63,9 @@ class Compute:
             precision = "tf32" if self.precision == "tf32" else "ieee"
             torch.backends.cuda.matmul.fp32_precision = precision
             torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+        if self.compile:
+            # torch counts all layers as one function, each with several modes and plans.
+            torch._dynamo.config.recompile_limit = 1000
 
 
 def keep_freed_memory() -> None:
