@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from biotune.evolution.candidate import Candidate, Individual, by_rank, ranked_population
+from biotune.evolution.checks import check_at_least, check_blocks, check_one_of
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
 from biotune.evolution.operators import exploit
 from biotune.evolution.recipes import recipes
@@ -72,16 +73,16 @@ class BioTune:
         rescore_elites: bool = True,
         reproduction: ReproductionMode = "batch",
     ) -> None:
-        _check_blocks(blocks)
-        _check_at_least("population", population, 2)
-        _check_at_least("generations", generations, 0)
-        _check_at_least("elites", elites, 1)
+        check_blocks(blocks)
+        check_at_least("population", population, 2)
+        check_at_least("generations", generations, 0)
+        check_at_least("elites", elites, 1)
         if elites >= population:
             raise ValueError(f"elites must be fewer than the population {population}, got {elites}")
-        _check_at_least("seed", seed, 0)
-        _check_at_least("folds", folds, 1)
-        _check_one_of("head", head, HEAD_MODES)
-        _check_one_of("reproduction", reproduction, get_args(ReproductionMode))
+        check_at_least("seed", seed, 0)
+        check_at_least("folds", folds, 1)
+        check_one_of("head", head, HEAD_MODES)
+        check_one_of("reproduction", reproduction, get_args(ReproductionMode))
         self.blocks = tuple(blocks)
         self.population = population
         self.generations = generations
@@ -294,18 +295,3 @@ def _evaluation(candidate_id: int, fitness: float | Evaluation) -> Evaluation:
             "a failed run as an Evaluation with outcome='diverged'"
         )
     return Evaluation(float(fitness))
-
-
-def _check_blocks(blocks: Sequence[str]) -> None:
-    if isinstance(blocks, str) or not blocks or len(set(blocks)) != len(blocks):
-        raise ValueError(f"blocks must be at least one name, all different, got {blocks!r}")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
