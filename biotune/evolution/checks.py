@@ -1,8 +1,12 @@
-"""Checks of a search's settings: what was expected, and what came instead."""
+"""Checks of what a search is given: what was expected, and what came instead."""
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING
+
+from biotune.plan import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,3 +28,15 @@ def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ``ValueError`` unless the value is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_fitness(candidate_id: int, fitness: float | Evaluation) -> Evaluation:
+    """A told fitness as an evaluation; raises ``ValueError`` unless it is a finite number."""
+    if isinstance(fitness, Evaluation):
+        return fitness
+    if not isinstance(fitness, Real) or not math.isfinite(fitness):
+        raise ValueError(
+            f"candidate {candidate_id}: expected a finite number as fitness, got {fitness!r}; tell "
+            "a failed run as an Evaluation with outcome='diverged'"
+        )
+    return Evaluation(float(fitness))
