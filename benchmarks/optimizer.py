@@ -19,8 +19,8 @@ The functions, in units of error rate:
 - steep: 0.02 + 1.5 x the squared mismatch, observed with an error of N(0, 0.01): the good plans are
   a point or two apart, as much as their noise, and the bad ones far off.
 
-In all but the deceptive and the joint one, what a block does alone it does in company. That flatters
-the surgical scan; in the joint one it learns nothing.
+In all but the deceptive and the joint one, what a block does alone it does in company. That
+flatters the surgical scan; in the joint one it learns nothing.
 
 What counts is the true value of the point that a method returns: the one it observed to be best, or
 with a smoothed ranking the first of that. All methods see the same ten genes in [0, 1], and all get
@@ -36,7 +36,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -231,11 +231,11 @@ def run(trial: Trial) -> Trial:
     return replace(trial, value=objective.true_value(objective.returned))
 
 
-def plan_trials(seeds: int, reference_seeds: int) -> list[Trial]:
+def plan_trials(functions: Sequence[str], seeds: int, reference_seeds: int) -> list[Trial]:
     return [
         Trial(setting, function, method, seed)
         for setting in SETTINGS
-        for function in NOISE
+        for function in functions
         for methods, count in ((SEARCHES, seeds), (REFERENCES, reference_seeds))
         for method in methods
         for seed in range(count)
@@ -281,27 +281,42 @@ def as_markdown(rows: list[dict[str, object]], seeds: int) -> str:
 
 
 @click.command()
-@click.option("--seeds", default=200, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--function",
+    "functions",
+    multiple=True,
+    type=click.Choice(list(NOISE)),
+    default=list(NOISE),
+    help="Only this one; may be repeated.",
+)
+@click.option("--seeds", default=100, show_default=True, type=click.IntRange(1))
 @click.option(
     "--reference-seeds",
-    default=40,
+    default=20,
     show_default=True,
     type=click.IntRange(0),
     help="Seeds of CMA-ES and TPE, the first ones of all.",
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the values here.")
-def main(seeds: int, reference_seeds: int, workers: int, json_path: Path | None) -> None:
+def main(
+    functions: tuple[str, ...],
+    seeds: int,
+    reference_seeds: int,
+    workers: int,
+    json_path: Path | None,
+) -> None:
     """Compare BioTune with other searches on functions shaped like fine-tuning.
 
     \b
     Examples:
       python benchmarks/optimizer.py
       python benchmarks/optimizer.py --seeds 20 --reference-seeds 0
+      python benchmarks/optimizer.py --function noisy --function joint
       python benchmarks/optimizer.py --workers 4 --json optimizer.json
     """
     started = time.perf_counter()
-    planned = plan_trials(seeds, min(reference_seeds, seeds))
+    planned = plan_trials(functions, seeds, min(reference_seeds, seeds))
     # Matrices are small: more threads than workers only get in each other's way. Set before the
     # workers load numpy, so they are started afresh.
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
