@@ -25,10 +25,12 @@ class Candidate:
         id: counts the candidates of a search in order of creation, from 0.
         genome: its genes.
         plan: what the genome decodes to; this is what training needs.
-        origin: ``random``, ``recipe:NAME``, ``exploitation``, ``rescore``, ``offspring`` or
-            ``newcomer`` (a fresh random genome in the place of a child).
+        origin: ``random``, ``recipe:NAME``, ``scan:BLOCK`` (that block alone), ``combination`` (of
+            the scan's best blocks), ``exploitation``, ``rescore``, ``offspring`` or ``newcomer``
+            (a fresh random genome in the place of a child).
         parents: ids of the candidates that it came from: two for offspring, the elite for
-            exploitation and rescore, none for the others.
+            exploitation and rescore, the scans of its blocks for a combination, none for the
+            others.
         generation: 0 for the initial population.
         fold: the data fold to train and validate on, ``generation`` modulo the number of folds.
         evaluation: None until told.
@@ -53,6 +55,15 @@ class Candidate:
         return self._told.fitness
 
     @property
+    def finished(self) -> bool:
+        """Whether the told evaluation is a score.
+
+        Raises:
+            ValueError: if the candidate was not told yet.
+        """
+        return self._told.outcome == "finished"
+
+    @property
     def rank_key(self) -> tuple[bool, float, float, float, int]:
         """Sorts the best first: by :attr:`Evaluation.rank_key`, then the older candidate.
 
@@ -60,6 +71,14 @@ class Candidate:
             ValueError: if the candidate was not told yet.
         """
         return (*self._told.rank_key, self.id)
+
+    def with_fitness(self, fitness: float) -> Candidate:
+        """The same candidate and outcome with another fitness.
+
+        Raises:
+            ValueError: if the candidate was not told yet.
+        """
+        return replace(self, evaluation=replace(self._told, fitness=fitness))
 
     def beats(self, other: Candidate) -> bool:
         """Whether this one is better, not merely as good.

@@ -11,7 +11,7 @@ import numpy as np
 from biotune.plan import FineTunePlan
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -20,6 +20,10 @@ HeadMode = Literal["evolved", "trainable"]
 ``trainable``: the last block is always trained, and its gene sets only its rate."""
 
 HEAD_MODES: tuple[HeadMode, ...] = get_args(HeadMode)
+
+# A block at exactly 0.1× has importance 0, which no threshold is below. This importance is above
+# 0 and still reads as 0.1× in three significant digits.
+_LOWEST_IMPORTANCE = 0.001
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,3 +176,24 @@ def decode(genome: Genome, blocks: Sequence[str], head: HeadMode = "evolved") ->
             )
         }
     )
+
+
+def encode(multipliers: Mapping[int, float], n_blocks: int, head: HeadMode = "evolved") -> Genome:
+    """A genome that trains just these blocks; beside the head at 1× where that is always trained.
+
+    Args:
+        multipliers: position of a block → lr multiplier, 0.1 to 10; at least one.
+        n_blocks: B+1, the number of blocks.
+        head: see :data:`HeadMode`.
+
+    >>> decode(encode({1: 5.0}, 3), ["stem", "layer1", "head"])
+    FineTunePlan({'stem': None, 'layer1': 5.0, 'head': None})
+    """
+    importances = np.zeros(n_blocks)
+    for block, multiplier in multipliers.items():
+        importances[block] = max(0.5 + np.log10(multiplier) / 2, _LOWEST_IMPORTANCE)
+    # Half-way between what is frozen and what is trained, as far as possible from a change of mask.
+    threshold = min(importances[block] for block in multipliers) / 2
+    if head == "trainable" and n_blocks - 1 not in multipliers:
+        importances[-1] = 0.5
+    return Genome(importances, threshold)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from biotune.evolution.candidate import Candidate, Individual, by_rank, ranked_population
+from biotune.evolution.checks import check_at_least, check_blocks, check_fitness, check_one_of
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
+from biotune.evolution.initial import Founder, initial_population, single_blocks
 from biotune.evolution.operators import exploit
-from biotune.evolution.recipes import recipes
 from biotune.evolution.reproduction import reproduce, without_beaten_parents
-from biotune.plan import Evaluation
+from biotune.evolution.smoothing import smoothed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from biotune.plan import Evaluation
 
 ReproductionMode = Literal["batch", "sequential"]
 """``batch``: all children of a generation are asked for at once.
@@ -47,6 +46,10 @@ class BioTune:
         rescore_elites: with several folds, score the elites again on the new fold, so that scores
             of different folds are never compared.
         reproduction: see :data:`ReproductionMode`.
+        smoothed_ranking: rank by the scores that similar plans suggest, so that a lucky one does
+            not last; see :mod:`~biotune.evolution.smoothing`. No further evaluations.
+        surgical_scan: score each block alone before the initial population, which then holds the
+            best blocks together; see :mod:`~biotune.evolution.initial`. B+1 further evaluations.
 
     Raises:
         ValueError: for settings outside these ranges.
@@ -71,17 +74,19 @@ class BioTune:
         seed_recipes: bool = True,
         rescore_elites: bool = True,
         reproduction: ReproductionMode = "batch",
+        smoothed_ranking: bool = False,
+        surgical_scan: bool = False,
     ) -> None:
-        _check_blocks(blocks)
-        _check_at_least("population", population, 2)
-        _check_at_least("generations", generations, 0)
-        _check_at_least("elites", elites, 1)
+        check_blocks(blocks)
+        check_at_least("population", population, 2)
+        check_at_least("generations", generations, 0)
+        check_at_least("elites", elites, 1)
         if elites >= population:
             raise ValueError(f"elites must be fewer than the population {population}, got {elites}")
-        _check_at_least("seed", seed, 0)
-        _check_at_least("folds", folds, 1)
-        _check_one_of("head", head, HEAD_MODES)
-        _check_one_of("reproduction", reproduction, get_args(ReproductionMode))
+        check_at_least("seed", seed, 0)
+        check_at_least("folds", folds, 1)
+        check_one_of("head", head, HEAD_MODES)
+        check_one_of("reproduction", reproduction, get_args(ReproductionMode))
         self.blocks = tuple(blocks)
         self.population = population
         self.generations = generations
@@ -92,6 +97,8 @@ class BioTune:
         self.seed_recipes = seed_recipes
         self.rescore_elites = rescore_elites
         self.reproduction: ReproductionMode = reproduction
+        self.smoothed_ranking = smoothed_ranking
+        self.surgical_scan = surgical_scan
 
         self._rng = np.random.default_rng(seed)
         self._candidates: dict[int, Candidate] = {}
@@ -100,7 +107,12 @@ class BioTune:
         self._mating_pool: list[Individual] = []  # sorted best first
         self._next_ranking: list[Individual] = []  # of this generation, as far as it is told
         self._exploiting = False  # whether the batch is exploitation or reproduction
-        self._batch: list[Individual] = self._initial_population()
+        self._scan: list[Individual] = []  # empty until it is told, or without one
+        self._batch = (
+            self._at_rest(single_blocks(self.blocks, head))
+            if surgical_scan
+            else self._initial_population()
+        )
 
     @property
     def done(self) -> bool:
@@ -114,11 +126,13 @@ class BioTune:
 
     @property
     def planned_evaluations(self) -> int:
-        """How many candidates a whole search asks for: N + G·(2E + N − E), and G·E re-scorings."""
+        """How many candidates a whole search asks for: N + G·(2E + N − E), and G·E re-scorings,
+        and B+1 for the surgical scan."""
         per_generation = self.elites + self.population
         if self._rescoring:
             per_generation += self.elites
-        return self.population + self.generations * per_generation
+        scan = len(self.blocks) if self.surgical_scan else 0
+        return scan + self.population + self.generations * per_generation
 
     def ask(self) -> list[Candidate]:
         """Every candidate that may be scored now and is not told yet; the same until told."""
@@ -145,7 +159,7 @@ class BioTune:
                 f"candidate {known.id} was told before: expected fitness "
                 f"{known.fitness} to stay, got {fitness}"
             )
-        told = replace(known, evaluation=_evaluation(known.id, fitness))
+        told = replace(known, evaluation=check_fitness(known.id, fitness))
         self._candidates[told.id] = told
         self._batch = [
             one.succeeded_by(told) if one.candidate.id == told.id else one for one in self._batch
@@ -176,14 +190,16 @@ class BioTune:
         With one fold these are all that were told. With several, they are those of the last
         generation that is told completely, because its scores share a fold (as published, without
         ``rescore_elites``, also its elites with their old scores); until there is one, those of
-        the initial population.
+        the initial population. With ``smoothed_ranking`` the order is that of the smoothed
+        fitness; the candidates' own is what was told.
         """
         told = self.history
         if self.folds > 1 and self._ranking:
             complete = self._generation if self.done else self._generation - 1
             survivors = {one.candidate.id for one in self._ranking}
             told = [one for one in told if one.generation == complete or one.id in survivors]
-        return sorted(told, key=lambda one: one.rank_key)
+        judged = self._judged()
+        return sorted(told, key=lambda one: judged[one.id].rank_key)
 
     @property
     def best(self) -> Candidate:
@@ -204,6 +220,12 @@ class BioTune:
     def _advance(self) -> None:
         """Take the next step, now that the whole batch is told."""
         batch, self._batch = self._batch, []
+        if self.smoothed_ranking:
+            batch = self._judge_anew(batch)
+        if self.surgical_scan and not self._scan:
+            self._scan = batch
+            self._batch = self._initial_population()
+            return
         if self._exploiting:
             self._exploiting = False
             self._select_survivors(batch)
@@ -218,25 +240,42 @@ class BioTune:
         if missing:
             self._batch = self._offspring(1 if self.reproduction == "sequential" else missing)
             return
-        self._ranking = ranked_population(self._next_ranking)
+        members = self._next_ranking
+        if self._generation == 0:  # the scan's candidates compete for its places
+            members = by_rank(members + self._scan)[: self.population]
+        self._ranking = ranked_population(members)
         if self._generation < self.generations:
             self._generation += 1
             self._exploiting = True
             self._batch = self._exploitation()
 
+    def _judged(self) -> dict[int, Candidate]:
+        """All that was told, by id, with the evaluations by which candidates are ranked."""
+        told = smoothed(self.history) if self.smoothed_ranking else self.history
+        return {one.id: one for one in told}
+
+    def _judge_anew(self, batch: list[Individual]) -> list[Individual]:
+        """This batch and all other individuals, by what is told by now; their order stays."""
+        judged = self._judged()
+
+        def anew(individuals: list[Individual]) -> list[Individual]:
+            return [one.succeeded_by(judged[one.candidate.id]) for one in individuals]
+
+        self._ranking, self._next_ranking = anew(self._ranking), anew(self._next_ranking)
+        self._mating_pool, self._scan = anew(self._mating_pool), anew(self._scan)
+        return anew(batch)
+
     def _initial_population(self) -> list[Individual]:
-        """Recipes in up to half of the places, random genomes in the others."""
-        known = recipes(self.blocks, self.head) if self.seed_recipes else []
-        genomes = [
-            (f"recipe:{recipe.name}", recipe.genome) for recipe in known[: self.population // 2]
-        ]
-        while len(genomes) < self.population:
-            random = Genome.random_viable(self._rng, len(self.blocks), self.head)
-            genomes.append(("random", random))
-        return [
-            Individual(self._candidate(genome, origin), self._at_rest())
-            for origin, genome in genomes
-        ]
+        return self._at_rest(
+            initial_population(
+                self.blocks,
+                self.head,
+                self.population,
+                self._rng,
+                with_recipes=self.seed_recipes,
+                scan=[one.candidate for one in self._scan],
+            )
+        )
 
     def _exploitation(self) -> list[Individual]:
         """For each elite: itself again where the fold changed, and a step up and one down."""
@@ -291,31 +330,10 @@ class BioTune:
         self._candidates[candidate.id] = candidate
         return candidate
 
-    def _at_rest(self) -> NDArray[np.float64]:
-        return np.zeros(len(self.blocks) + 1)
-
-
-def _evaluation(candidate_id: int, fitness: float | Evaluation) -> Evaluation:
-    if isinstance(fitness, Evaluation):
-        return fitness
-    if not isinstance(fitness, Real) or not math.isfinite(fitness):
-        raise ValueError(
-            f"candidate {candidate_id}: expected a finite number as fitness, got {fitness!r}; tell "
-            "a failed run as an Evaluation with outcome='diverged'"
-        )
-    return Evaluation(float(fitness))
-
-
-def _check_blocks(blocks: Sequence[str]) -> None:
-    if isinstance(blocks, str) or not blocks or len(set(blocks)) != len(blocks):
-        raise ValueError(f"blocks must be at least one name, all different, got {blocks!r}")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    def _at_rest(self, founders: list[Founder]) -> list[Individual]:
+        return [
+            Individual(
+                self._candidate(one.genome, one.origin, one.parents), np.zeros(len(self.blocks) + 1)
+            )
+            for one in founders
+        ]

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from biotune.evolution.genome import Genome, decode
+from biotune.evolution.genome import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from biotune.evolution.genome import HeadMode
-
-# A block at exactly 0.1× has importance 0, which no threshold is below. This importance is above
-# 0 and still reads as 0.1× in three significant digits.
-_LOWEST_IMPORTANCE = 0.001
+    from biotune.evolution.genome import Genome, HeadMode
 
 
 @dataclass(frozen=True)
@@ -57,18 +53,6 @@ def recipes(blocks: Sequence[str], head: HeadMode = "evolved") -> list[Recipe]:
     for name, multipliers in rates.items():
         if not multipliers:
             continue
-        genome = _encode(multipliers, n, head)
+        genome = encode(multipliers, n, head)
         known.setdefault(decode(genome, blocks, head), Recipe(name, genome))
     return list(known.values())
-
-
-def _encode(multipliers: dict[int, float], n_blocks: int, head: HeadMode) -> Genome:
-    """The genome that trains just the blocks in ``multipliers``, by their positions."""
-    importances = np.zeros(n_blocks)
-    for block, multiplier in multipliers.items():
-        importances[block] = max(0.5 + np.log10(multiplier) / 2, _LOWEST_IMPORTANCE)
-    # Half-way between what is frozen and what is trained, as far as possible from a change of mask.
-    threshold = min(importances[block] for block in multipliers) / 2
-    if head == "trainable" and n_blocks - 1 not in multipliers:
-        importances[-1] = 0.5
-    return Genome(importances, threshold)

@@ -66,6 +66,8 @@ def small(**settings: object) -> BioTune:
     mode=st.sampled_from(MODES),
     head=st.sampled_from(["evolved", "trainable"]),
     with_recipes=st.booleans(),
+    smoothed=st.booleans(),
+    scan=st.booleans(),
 )
 def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     population: int,
@@ -76,6 +78,8 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     mode: str,
     head: str,
     with_recipes: bool,
+    smoothed: bool,
+    scan: bool,
 ) -> None:
     elites = max(1, round(share * (population - 1)))
     search = BioTune(
@@ -88,9 +92,11 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
         seed_recipes=with_recipes,
         rescore_elites=rescore,
         reproduction=mode,
+        smoothed_ranking=smoothed,
+        surgical_scan=scan,
     )
     run(search, distance)
-    expected = population + generations * (2 * elites + population - elites)
+    expected = len(BLOCKS) * scan + population + generations * (2 * elites + population - elites)
     if folds > 1 and rescore:
         expected += generations * elites
     assert search.planned_evaluations == len(search.history) == expected
@@ -285,12 +291,17 @@ def test_a_search_finds_what_it_searches_for() -> None:
     order=st.integers(min_value=0, max_value=1000),
     mode=st.sampled_from(MODES),
     folds=st.integers(min_value=1, max_value=2),
+    smoothed=st.booleans(),
+    scan=st.booleans(),
 )
-def test_the_order_of_tells_does_not_matter(seed: int, order: int, mode: str, folds: int) -> None:
+def test_the_order_of_tells_does_not_matter(
+    seed: int, order: int, mode: str, folds: int, smoothed: bool, scan: bool
+) -> None:
     def with_ties(candidate: Candidate) -> float:
         return round(distance(candidate), 1)
 
-    one, other = (small(seed=seed, reproduction=mode, folds=folds) for _ in range(2))
+    options = {"reproduction": mode, "smoothed_ranking": smoothed, "surgical_scan": scan}
+    one, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
     run(one, with_ties)
     run(other, with_ties, order=np.random.default_rng(order))
     assert one.history == other.history
@@ -324,9 +335,11 @@ def test_a_search_ignores_the_global_random_state() -> None:
     assert run(small(), distance).history == one.history
 
 
-def test_a_search_continues_from_a_copy_or_a_pickle_at_any_point() -> None:
-    whole = run(small(folds=2), distance)
-    search = small(folds=2)
+@pytest.mark.parametrize("both", [False, True])
+def test_a_search_continues_from_a_copy_or_a_pickle_at_any_point(both: bool) -> None:
+    options = {"folds": 2, "smoothed_ranking": both, "surgical_scan": both}
+    whole = run(small(**options), distance)
+    search = small(**options)
     told = 0
     while not search.done:
         candidate = search.ask()[-1]
@@ -461,23 +474,114 @@ def test_the_best_of_a_generation_in_progress_waits_for_its_fold_to_be_complete(
     assert search.best.fitness == 0.5
 
 
+# --- noise --------------------------------------------------------------------------------
+
+
+def with_noise(seed: int) -> Callable[[Candidate], float]:
+    rng = np.random.default_rng(seed)
+    return lambda candidate: distance(candidate) + 0.05 * float(rng.standard_normal())
+
+
+def test_a_smoothed_ranking_finds_better_plans_under_noise() -> None:
+    means = []
+    for smoothed in (False, True):
+        larger = {"population": 8, "generations": 5, "smoothed_ranking": smoothed}
+        found = [
+            run(small(seed=seed, seed_recipes=False, **larger), with_noise(seed)).best
+            for seed in range(20)
+        ]
+        means.append(np.mean([distance(one) for one in found]))
+    assert means[1] < 0.9 * means[0]
+
+
+def test_a_smoothed_ranking_shows_every_score_as_it_was_told() -> None:
+    told: dict[int, float] = {}
+    noisy = with_noise(0)
+
+    def remembered(candidate: Candidate) -> float | Evaluation:
+        told[candidate.id] = fitness = noisy(candidate)
+        return fitness
+
+    search = run(small(smoothed_ranking=True), remembered)
+    ranked = [one.fitness for one in search.ranked]
+    assert ranked != sorted(ranked)
+    assert {one.id: one.fitness for one in search.ranked} == told
+    assert {one.id: one.fitness for one in search.history} == told
+
+
+def test_a_smoothed_ranking_draws_and_costs_nothing() -> None:
+    plain, smoothed = small(), small(smoothed_ranking=True)
+    assert plain.ask() == smoothed.ask()
+    assert plain.planned_evaluations == smoothed.planned_evaluations
+
+
+# --- the surgical scan --------------------------------------------------------------------
+
+
+def test_the_scan_comes_first_and_its_best_may_be_elites() -> None:
+    search = small(surgical_scan=True)
+    scan = search.ask()
+    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
+    assert {(one.generation, one.fold) for one in scan} == {(0, 0)}
+    for candidate in scan:
+        search.tell(candidate, 0.1 * candidate.id)
+    initial = search.ask()
+    assert [one.origin for one in initial] == [
+        "recipe:full 1x",
+        "recipe:full 3x",
+        *["combination"] * 3,
+    ]
+    assert search.generation == 0
+    for candidate in initial:
+        search.tell(candidate, 0.05 if candidate.origin == "combination" else 0.9)
+    # The combinations 7, 8, 9 and the single blocks 0 and 1 are the population of five.
+    assert [one.parents for one in search.ask()] == [(0,), (0,), (7,), (7,)]
+
+
+def test_no_more_than_the_best_of_scan_and_initial_population_mate(
+    pools: list[list[Individual]],
+) -> None:
+    search = run(small(surgical_scan=True, generations=1), distance)
+    scored = sorted((one for one in search.history if not one.generation), key=distance)
+    assert len(scored) == 10
+    assert {len(pool) for pool in pools} == {5}
+    for pool in pools:
+        mating = {one.candidate.id for one in pool if not one.candidate.generation}
+        assert mating <= {one.id for one in scored[:5]}
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "infeasible", "stopped"])
+def test_a_scan_that_fails_is_no_more_than_a_loss_of_time(outcome: str) -> None:
+    def fitness(candidate: Candidate) -> float | Evaluation:
+        if candidate.origin.startswith("scan:"):
+            return Evaluation(0.0, outcome=outcome)
+        return distance(candidate)
+
+    search = run(small(surgical_scan=True), fitness)
+    without = run(small(), distance)
+    assert search.best.genome == without.best.genome
+    assert len(search.history) == len(without.history) + len(BLOCKS)
+
+
 # --- failures -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("folds", [1, 2])
 @pytest.mark.parametrize("failed_generation", [0, 1, 3])
+@pytest.mark.parametrize("both", [False, True])
 def test_a_generation_of_failed_runs_does_not_stop_the_search(
-    mode: str, folds: int, failed_generation: int
+    mode: str, folds: int, failed_generation: int, both: bool
 ) -> None:
     def fitness(candidate: Candidate) -> float | Evaluation:
         if candidate.generation == failed_generation:
             return Evaluation(math.inf, outcome="diverged")
         return distance(candidate)
 
-    search = run(small(reproduction=mode, folds=folds), fitness)
+    options = {"reproduction": mode, "smoothed_ranking": both, "surgical_scan": both}
+    search = run(small(folds=folds, **options), fitness)
     assert len(search.history) == search.planned_evaluations
-    if folds == 1:
+    if folds == 1 and not both:
         assert search.best.fitness == min(one.fitness for one in search.history)
 
 

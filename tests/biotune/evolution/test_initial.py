@@ -1,0 +1,109 @@
+"""What a search tries first: the surgical scan, and an initial population that knows of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from biotune.evolution import Candidate, Evaluation, decode, recipes
+from biotune.evolution.genome import HEAD_MODES, HeadMode
+from biotune.evolution.initial import Founder, initial_population, single_blocks
+
+BLOCKS = [f"block{i}" for i in range(10)]
+# Test accuracy of each block alone on the digits.
+ALONE = [0.106, 0.156, 0.652, 0.813, 0.941, 0.972, 0.975, 0.948, 0.910, 0.889]
+
+
+def scanned(evaluations: list[Evaluation], blocks: list[str] = BLOCKS) -> list[Candidate]:
+    return [
+        Candidate(i, one.genome, decode(one.genome, blocks), one.origin, (), 0, 0, evaluation)
+        for i, (one, evaluation) in enumerate(
+            zip(single_blocks(blocks, "evolved"), evaluations, strict=True)
+        )
+    ]
+
+
+DIGITS = scanned([Evaluation(1 - accuracy) for accuracy in ALONE])
+
+
+def founders(
+    size: int,
+    scan: list[Candidate],
+    blocks: list[str] = BLOCKS,
+    head: HeadMode = "evolved",
+    with_recipes: bool = True,
+) -> list[Founder]:
+    rng = np.random.default_rng(0)
+    return initial_population(blocks, head, size, rng, with_recipes=with_recipes, scan=scan)
+
+
+def trained(founder: Founder, head: HeadMode = "evolved") -> dict[str, float]:
+    return {b: m for b, m in decode(founder.genome, BLOCKS, head).items() if m is not None}
+
+
+@pytest.mark.parametrize("head", HEAD_MODES)
+def test_the_scan_trains_each_block_alone(head: HeadMode) -> None:
+    scan = single_blocks(BLOCKS, head)
+    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
+    beside = {BLOCKS[-1]: 1.0} if head == "trainable" else {}
+    for block, one in zip(BLOCKS, scan, strict=True):
+        assert trained(one, head) == {**beside, block: 5.0}
+
+
+def test_the_best_two_three_and_four_blocks_follow_the_recipes() -> None:
+    population = founders(10, DIGITS)
+    assert [one.origin for one in population] == [
+        *(f"recipe:{one.name}" for one in recipes(BLOCKS)[:5]),
+        *["combination"] * 3,
+        *["random"] * 2,
+    ]
+    assert [one.parents for one in population[5:8]] == [(6, 5), (6, 5, 7), (6, 5, 7, 4)]
+    for one in population[5:8]:
+        assert trained(one) == {BLOCKS[block]: 5.0 for block in sorted(one.parents)}
+
+
+def test_the_default_population_is_recipes_and_combinations() -> None:
+    origins = [one.origin.partition(":")[0] for one in founders(6, DIGITS)]
+    assert origins == ["recipe"] * 3 + ["combination"] * 3
+    assert [one.origin for one in founders(2, DIGITS)] == ["recipe:full 1x", "combination"]
+
+
+def test_blocks_whose_scan_failed_are_not_combined() -> None:
+    failed = Evaluation(0.0, outcome="diverged")
+    scan = [replace(one, evaluation=failed) if one.id in (5, 6) else one for one in DIGITS]
+    assert [one.parents for one in founders(9, scan)[4:7]] == [(7, 4), (7, 4, 8), (7, 4, 8, 9)]
+    all_but_two = [replace(one, evaluation=failed) if one.id > 1 else one for one in DIGITS]
+    assert [one.parents for one in founders(6, all_but_two)][3:] == [(1, 0), (), ()]
+    none = [replace(one, evaluation=failed) for one in DIGITS]
+    assert founders(6, none) == founders(6, [])
+
+
+def test_a_combination_that_is_a_recipe_gives_its_place_to_a_random_genome() -> None:
+    blocks = BLOCKS[:6]  # the middle third is blocks 2 and 3
+    scan = scanned([Evaluation(f) for f in (0.5, 0.4, 0.1, 0.2, 0.3, 0.6)], blocks)
+    assert [one.parents for one in founders(6, scan, blocks)] == [
+        *[()] * 3,
+        (2, 3, 4),
+        (2, 3, 4, 1),
+        (),
+    ]
+
+
+@pytest.mark.parametrize("with_recipes", [True, False])
+def test_a_scan_changes_none_of_the_draws(with_recipes: bool) -> None:
+    without = founders(10, [], with_recipes=with_recipes)
+    drawn = [one for one in without if one.origin == "random"]
+    beside = founders(10, DIGITS, with_recipes=with_recipes)
+    assert [one for one in beside if one.origin == "random"] == drawn[:-3]
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3])
+def test_the_smallest_networks_combine_as_many_blocks_as_they_have(n_blocks: int) -> None:
+    blocks = BLOCKS[:n_blocks]
+    scan = scanned([Evaluation(0.1 * i) for i in range(n_blocks)], blocks)
+    population = founders(8, scan, blocks, with_recipes=False)
+    combined = [one.parents for one in population if one.origin == "combination"]
+    assert combined == [tuple(range(count)) for count in range(2, n_blocks + 1)]
+    assert len(population) == 8
