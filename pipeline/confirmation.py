@@ -151,7 +151,9 @@ def _best_recipe(search: BioTune) -> Contender:
     """The best of the recipes that the search tried; full fine-tuning if it tried none."""
     tried = [one for one in search.history if one.origin.startswith("recipe:")]
     if tried:
-        best = min(tried, key=lambda one: one.rank_key)
+        place = {one.id: rank for rank, one in enumerate(search.ranked)}
+        # With several folds, recipes that did not last are in no ranking; they share fold 0.
+        best = min(tried, key=lambda one: (place.get(one.id, len(place)), one.rank_key))
         return Contender(best.origin.removeprefix("recipe:"), best.plan, best, recipe=True)
     first = recipes(search.blocks, search.head)[0]
     return Contender(first.name, decode(first.genome, search.blocks, search.head), None, True)

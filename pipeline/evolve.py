@@ -88,6 +88,8 @@ def new_search(params: SearchParams, blocks: Sequence[str]) -> BioTune:
         folds=params.folds,
         head=params.head,
         seed_recipes=params.seed_recipes,
+        surgical_scan=params.surgical_scan,
+        smoothed_ranking=params.smoothed_ranking,
         rescore_elites=params.rescore_elites,
         reproduction=params.reproduction,
     )

@@ -92,6 +92,8 @@ class SearchParams(_Training):
     folds: Count
     head: Literal["evolved", "trainable"]
     seed_recipes: bool
+    surgical_scan: bool
+    smoothed_ranking: bool
     rescore_elites: bool
     reproduction: Literal["batch", "sequential"]
     racing: bool | Literal["seeds", "epochs"]

@@ -223,3 +223,16 @@ def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Para
     result = run(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
     assert not result.winner.recipe
     assert len(result.winner.runs) == len(result.best_recipe.runs) == 5
+
+
+def test_a_surgical_scan_comes_first_runs_in_full_and_finds_the_best_block(
+    default_params: Params,
+) -> None:
+    params = changed(default_params, surgical_scan=True, smoothed_ranking=True)
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
+    scan = [one.candidate for one in result.evaluated[: len(BLOCKS)]]
+    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
+    assert {one.evaluation.outcome for one in scan if one.evaluation} == {"finished"}
+    assert min(scan, key=lambda one: one.rank_key).origin == "scan:middle"
+    assert result.best_recipe.name.startswith(("full", "middle", "linear"))
