@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.reporting import markdown_table
 from biotune.data import DigitsSource, prepare_images
 from biotune.evolution import Genome, decode
 from biotune.finetuning.backbones import block_sizes
@@ -120,10 +121,8 @@ def compare_searches(params: Params, prepared: Path, work: Path) -> list[dict[st
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    click.echo(f"\n| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
-    for row in rows:
-        cells = (f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values())
-        click.echo(f"| {' | '.join(cells)} |")
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    click.echo("\n" + markdown_table(list(rows[0]), cells))
 
 
 @click.command()

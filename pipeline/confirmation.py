@@ -81,7 +81,7 @@ def contenders(search: BioTune, params: SearchParams) -> list[Contender]:
     """The best recipe, first, and the best distinct plans of the search, which may include it."""
     best_with: dict[FineTunePlan, Candidate] = {}
     for one in search.ranked:
-        if one.evaluation and one.evaluation.outcome == "finished":
+        if one.finished:
             best_with.setdefault(one.plan, one)
     recipe = _best_recipe(search)
     top = list(best_with.values())[: params.confirm_top_k]

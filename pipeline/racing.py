@@ -34,7 +34,7 @@ LUCKY_END = 0.1
 Both were chosen on the curves of 24 plans (7 recipes, 17 random ones) with three seeds each on
 digits at 32 px, by replaying searches on them: the best plan was never lost in 200 orders. Good
 curves are those that end in the better half: on the 72 curves the luckiest tenth of the good ones
-left .18 of the error after three epochs, that of all .25, since a run that never gets far also
+left .20 of the error after three epochs, that of all .25, since a run that never gets far also
 improves little."""
 
 FIRST_STOP = 2
@@ -138,9 +138,7 @@ def start_race(
     known = [
         (candidate, runs)
         for candidate, runs in told
-        if candidate.fold == batch[0].fold
-        and candidate.evaluation is not None
-        and candidate.evaluation.outcome == "finished"
+        if candidate.fold == batch[0].fold and candidate.finished
     ]
     comparable = all(elite.fold == batch[0].fold for elite in elites)
     if not elites or not comparable or not known:
@@ -155,7 +153,7 @@ def start_race(
             if one.origin == "exploitation"
             else max(fitness.values())
             for one in batch
-            if one.origin not in ("rescore", "repeat") and one.plan not in in_full
+            if one.origin != "rescore" and one.plan not in in_full
         },
         seeds=seeds,
         seed_spread=_seed_spread([runs for _, runs in known]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,11 +70,12 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         tracked.tags({"biotune.compute": describe(compute)})
         runs = TrainingRuns(store, pool)
         result = evolve(section, tuple(sizes), runs, progress.evaluated, progress.confirmed)
-        _write(result, files, sum(sizes.values()))
-        tracked.metrics(_headline(result, sum(sizes.values())))
+        headline = _headline(result, sum(sizes.values()))
+        _write(result, files, sum(sizes.values()), headline)
+        tracked.metrics(headline)
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(result.evaluated))
-    _print_summary(result, sizes, section)
+    _print_summary(result, sizes, section, headline)
     return result
 
 
@@ -129,12 +131,14 @@ class _Progress:
         self.bar.update(done)
 
 
-def _write(result: SearchResult, files: SearchFiles, total: int) -> None:
+def _write(
+    result: SearchResult, files: SearchFiles, total: int, headline: Mapping[str, float]
+) -> None:
     evaluations = [evaluation_row(one, total) for one in result.evaluated]
     write_csv(files.evaluations, evaluations, list(evaluations[0]))
     confirmations = [confirmation_row(one, total) for one in result.confirmations]
     write_csv(files.confirmations, confirmations, list(confirmations[0]))
-    write_json(files.metrics, _headline(result, total))
+    write_json(files.metrics, headline)
     winner, recipe = result.winner, result.best_recipe
     write_json(
         files.best_plan,
@@ -172,13 +176,16 @@ def _is_stopped(one: EvaluatedCandidate) -> bool:
     return one.candidate.evaluation is not None and one.candidate.evaluation.outcome == "stopped"
 
 
-def _print_summary(result: SearchResult, sizes: dict[str, int], section: SearchParams) -> None:
-    stopped = sum(_is_stopped(one) for one in result.evaluated)
-    runs = sum(len(one.runs) for one in result.evaluated)
+def _print_summary(
+    result: SearchResult,
+    sizes: dict[str, int],
+    section: SearchParams,
+    headline: Mapping[str, float],
+) -> None:
     planned = len(result.evaluated) * len(section.training_seeds)
     print(
-        f"{len(result.evaluated)} candidates, {stopped} of them stopped as hopeless; {runs} of "
-        f"{planned} runs, {sum(one.epochs for one in result.evaluated)} epochs"
+        f"{headline['evaluations']} candidates, {headline['stopped']} of them stopped as hopeless; "
+        f"{headline['runs']} of {planned} runs, {headline['epochs']} epochs"
     )
     rows = [
         (
