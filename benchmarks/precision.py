@@ -20,6 +20,7 @@ import click
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.reporting import describe_machine, markdown_table, one_line
 from biotune.finetuning import precisions
 from biotune.finetuning.backbones import build_backbone
 from biotune.finetuning.compute import Compute, Precision, keep_freed_memory
@@ -106,20 +107,15 @@ def main(device: str, steps: int, write: bool, json_file: Path | None) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     feature = hardware_feature(device)
-    rows = {}
-    click.echo(
-        f"Milliseconds of a training step on {device} ({feature}), torch {torch.__version__}"
-    )
-    click.echo(
-        "\n| network | family | precision | ms a step | against fp32 |\n|---|---|---|---|---|"
-    )
+    rows, cells = {}, []
     for family, (name, size) in FAMILIES.items():
         rows[family, feature] = measured = measure(family, device, steps)
         for precision, milliseconds in measured.items():
             gain = measured["fp32"] / milliseconds
-            click.echo(
-                f"| {name} at {size} px | {family} | {precision} | {milliseconds} | {gain:.2f}x |"
-            )
+            network = f"{name} at {size} px ({family})"
+            cells.append([network, precision, str(milliseconds), f"{gain:.2f}x"])
+    click.echo(f"Machine: {one_line(describe_machine())}\nDevice: {device} ({feature})\n")
+    click.echo(markdown_table(["network", "precision", "ms a step", "against fp32"], cells))
     if write:
         write_table(rows)
     if json_file is not None:

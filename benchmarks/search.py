@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.held_out import held_out_accuracy
-from biotune.data import DigitsSource, prepare_images
+from benchmarks.reporting import describe_machine, markdown_table, one_line, prepare_digits
 from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
+from biotune.finetuning.training import LearningCurve
 from biotune.plan import FineTunePlan
 from pipeline import evolve as loop
 from pipeline.compute import resolve_compute
-from pipeline.params import Params, SearchParams, load_params
+from pipeline.params import Params, load_params
 from pipeline.racing import Race, start_race
 from pipeline.runs import TrainingRun
 
@@ -45,11 +46,15 @@ CACHE_BYTES = 1_000_000_000
 
 
 class TimedRuns:
-    """Trains in this process, one run at a time, and counts what it costs."""
+    """Trains in this process, one run at a time, and counts what it costs.
+
+    What the search trained before is answered at no cost, as by the evaluation store.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._waiting: list[TrainingTask] = []
+        self.complete: dict[TrainingTask, LearningCurve] = {}
         self.cpu_seconds, self.runs, self.epochs = 0.0, 0, 0
         trainer.cache.clear()
 
@@ -58,11 +63,16 @@ class TimedRuns:
 
     def next_finished(self) -> TrainingRun:
         task = self._waiting.pop(0)
+        whole = replace(task, must_reach=())
+        if whole in self.complete:
+            return TrainingRun(task, self.complete[whole].raced(task.must_reach), from_store=True)
         begin = time.process_time()
         curve = self._trainer.train(task).curve
         self.cpu_seconds += time.process_time() - begin
         self.runs += 1
         self.epochs += len(curve.validation_accuracy)
+        if curve.outcome != "stopped":
+            self.complete[whole] = curve
         return TrainingRun(task, curve, from_store=False)
 
     def spent(self) -> dict[str, float]:
@@ -84,23 +94,42 @@ def start_worker(params: Params, prepared: Path) -> None:
     _trainer = Trainer(prepared, params.model.backbone, params.model.weights, compute, CACHE_BYTES)
 
 
+@dataclass(frozen=True)
+class Search:
+    """A search that was run, with what it cost."""
+
+    found: loop.SearchResult
+    runs: TimedRuns
+    needed: dict[int, float]
+    row: dict[str, Any]
+
+
 def run_seed(seed: int) -> list[dict[str, Any]]:
-    """The same search in both modes."""
+    """The same search in both modes, and afterwards what each is worth."""
     modes = list(MODES) if seed % 2 == 0 else list(reversed(MODES))
-    return [run_search(seed, mode) for mode in modes]
+    searches = [run_search(seed, mode) for mode in modes]
+    known = {task: curve for one in searches for task, curve in one.runs.complete.items()}
+    return [
+        {
+            **one.row,
+            "test": tested(one.found.winner.plan),
+            "test of best recipe": tested(one.found.best_recipe.plan),
+            **stopped_elites(one.found, one.needed, known),
+        }
+        for one in searches
+    ]
 
 
-def run_search(seed: int, mode: str) -> dict[str, Any]:
-    """One search, with what it cost and what it found."""
+def run_search(seed: int, mode: str) -> Search:
+    """One search."""
     section = _params.search.model_copy(update={"seed": seed, "racing": MODES[mode]})
     runs = TimedRuns(_trainer)
     told: dict[str, float] = {}
-    races: list[Race] = []
+    needed: dict[int, float] = {}
 
     def note_race(*arguments: Any) -> Race | None:
         race = start_race(*arguments)
-        if race is not None:
-            races.append(race)
+        needed.update(race.needed if race else {})
         return race
 
     def note_candidate(_: loop.EvaluatedCandidate) -> None:
@@ -110,51 +139,67 @@ def run_search(seed: int, mode: str) -> dict[str, Any]:
     blocks = list(_trainer.backbone.blocks)
     with mock.patch.object(loop, "start_race", note_race):
         found = loop.evolve(section, blocks, runs, note_candidate, lambda _: None)
-    return {
+    row = {
         "seed": seed,
         "mode": mode,
         **runs.spent(),
-        "evolution cpu seconds": told["cpu seconds"],
-        "evolution runs": told["runs"],
-        "evolution epochs": told["epochs"],
+        **{f"evolution {name}": value for name, value in told.items()},
         "seconds": time.perf_counter() - begin,
         "winner": found.winner.name,
         "plan": str(found.winner.plan),
         "confirmed": 1 - found.winner.evaluation.fitness,
-        "test": tested(found.winner.plan, section),
-        "test of best recipe": tested(found.best_recipe.plan, section),
-        **stopped_elites(found.evaluated, races, section),
     }
+    return Search(found, runs, needed, row)
 
 
-def tested(plan: FineTunePlan, section: SearchParams) -> float:
+def tested(plan: FineTunePlan) -> float:
     """Its held-out accuracy, measured once in each process."""
     if plan not in _tested:
-        _tested[plan] = held_out_accuracy(plan, _trainer, loop.training_settings(section))
+        settings = loop.training_settings(_params.search)
+        _tested[plan] = held_out_accuracy(plan, _trainer, settings)
     return _tested[plan]
 
 
 def stopped_elites(
-    evaluated: Sequence[loop.EvaluatedCandidate], races: Sequence[Race], section: SearchParams
+    found: loop.SearchResult,
+    needed: dict[int, float],
+    known: dict[TrainingTask, LearningCurve],
 ) -> dict[str, int]:
-    """How many candidates were stopped, and how many of those would have become an elite."""
-    needed = {key: value for race in races for key, value in race.needed.items()}
-    stopped = [
-        one.candidate
-        for one in evaluated
-        if one.candidate.evaluation and one.candidate.evaluation.outcome == "stopped"
-    ]
+    """How many candidates were stopped, and how many of those would have become an elite.
+
+    Args:
+        found: a search's result.
+        needed: candidate id → fitness that it had to beat; none for the first generation, where
+            the elites were still to be found.
+        known: whole runs, which need no training; what is missing is added.
+    """
+    stopped = [one for one in found.evaluated if _outcome(one) == "stopped"]
     wrongly = 0
-    for candidate in stopped:
-        whole = [
-            _trainer.train(replace(task, must_reach=())).curve
-            for task in (
-                TrainingTask(candidate.plan, seed, loop.training_settings(section))
-                for seed in section.training_seeds
-            )
-        ]
-        wrongly += evaluate(whole).fitness < needed[candidate.id]
-    return {"candidates": len(evaluated), "stopped": len(stopped), "stopped elites": wrongly}
+    for one in stopped:
+        curves = []
+        for seed in _params.search.training_seeds:
+            settings = loop.training_settings(_params.search)
+            task = TrainingTask(one.candidate.plan, seed, settings)
+            if task not in known:
+                known[task] = _trainer.train(task).curve
+            curves.append(known[task])
+        to_beat = needed.get(one.candidate.id, _first_elites(found))
+        wrongly += evaluate(curves).fitness < to_beat
+    return {
+        "candidates": len(found.evaluated),
+        "stopped": len(stopped),
+        "stopped elites": wrongly,
+    }
+
+
+def _first_elites(found: loop.SearchResult) -> float:
+    """Fitness of the worst elite of the first generation."""
+    first = [one.candidate for one in found.evaluated if one.candidate.generation == 0]
+    return sorted(one.fitness for one in first if one.finished)[_params.search.elites - 1]
+
+
+def _outcome(one: loop.EvaluatedCandidate) -> str:
+    return one.candidate.evaluation.outcome if one.candidate.evaluation else "finished"
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -190,27 +235,30 @@ def print_tables(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Non
         "seed", "mode", "cpu seconds", "evolution cpu seconds", "runs", "epochs", "stopped",
         "stopped elites", "winner", "confirmed", "test", "test of best recipe",
     ]  # fmt: skip
-    click.echo(f"\n| {' | '.join(shown)} |\n|{' --- |' * len(shown)}")
-    for row in sorted(rows, key=lambda row: (row["seed"], row["mode"])):
-        cells = (row[name] for name in shown)
-        texts = (
-            (f"{c:.4f}" if c <= 1 else f"{c:.1f}") if isinstance(c, float) else str(c)
-            for c in cells
-        )
-        click.echo(f"| {' | '.join(texts)} |")
-    click.echo("\n| racing against full fidelity | |\n| --- | --- |")
-    for name, ratio in summary["times fewer"].items():
-        click.echo(f"| times fewer {name} | {ratio:.2f} |")
+    cells = [
+        [f"{row[n]:.{1 if 'cpu' in n else 4}f}" if isinstance(row[n], float) else str(row[n])
+         for n in shown]
+        for row in sorted(rows, key=lambda row: (row["seed"], row["mode"]))
+    ]  # fmt: skip
     low, high = summary["95 % interval, points"]
-    click.echo(
-        f"| test accuracy, paired difference over {summary['seeds']} search seeds | "
-        f"{summary['difference in test accuracy, points']:+.2f} points, "
-        f"95 % interval {low:+.2f} to {high:+.2f} |"
-    )
-    click.echo(
-        f"| candidates stopped | {summary['stopped']} of {summary['candidates']}, of which "
-        f"{summary['stopped that would have become an elite']} would have become an elite |"
-    )
+    figures = [
+        *(
+            (f"times fewer {name}", f"{ratio:.2f}")
+            for name, ratio in summary["times fewer"].items()
+        ),
+        (
+            f"test accuracy, paired difference over {summary['seeds']} search seeds",
+            f"{summary['difference in test accuracy, points']:+.2f} points, "
+            f"95 % interval {low:+.2f} to {high:+.2f}",
+        ),
+        ("candidates stopped", f"{summary['stopped']} of {summary['candidates']}"),
+        (
+            "of them, that would have become an elite",
+            str(summary["stopped that would have become an elite"]),
+        ),
+    ]
+    click.echo(f"Machine: {one_line(describe_machine())}\n\n{markdown_table(shown, cells)}\n")
+    click.echo(markdown_table(["racing against full fidelity", ""], figures))
 
 
 @click.command()
@@ -243,14 +291,7 @@ def main(
     prepared = work / f"digits{image_size}"
     if not prepared.exists():
         work.mkdir(parents=True, exist_ok=True)
-        prepare_images(
-            DigitsSource(),
-            prepared,
-            image_size=image_size,
-            train_images=params.prepare.train_images,
-            validation_images=params.prepare.validation_images,
-            seed=params.prepare.seed,
-        )
+        prepare_digits(prepared, image_size, 300)
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)

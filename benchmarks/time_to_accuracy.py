@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from tqdm import tqdm
 
 from benchmarks.held_out import held_out_accuracy
+from benchmarks.reporting import describe_machine, markdown_table, one_line
 from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer
 from biotune.plan import FineTunePlan
@@ -112,16 +113,16 @@ def main(
                 # MLflow keeps no order of the blocks.
                 plan = FineTunePlan({block: one.plan[block] for block in trainer.backbone.blocks})
                 known[one.plan] = held_out_accuracy(plan, trainer, settings)
-            row = {"home": str(home), "search": run[:8], "seconds": one.seconds}
+            row = {"home": str(home), "search": run[:8], "seconds": round(one.seconds)}
             rows.append({**row, "fitness": one.fitness, "test accuracy": known[one.plan]})
             if known[one.plan] >= accuracy:
                 break
-    click.echo("\n| home | search | seconds | fitness | test accuracy |\n|---|---|---|---|---|")
-    for row in rows:
-        click.echo(
-            f"| {row['home']} | {row['search']} | {row['seconds']:.0f} | {row['fitness']:.4f} "
-            f"| {row['test accuracy']:.4f} |"
-        )
+    cells = [
+        [f"{v:.4f}" if name in ("fitness", "test accuracy") else str(v) for name, v in row.items()]
+        for row in rows
+    ]
+    click.echo(f"Machine: {one_line(describe_machine())}\n")
+    click.echo(markdown_table(["home", "search", "seconds", "fitness", "test accuracy"], cells))
     click.echo(
         f"\nThe last row of a search is the first plan of at least {accuracy}, if it has one."
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from benchmarks.reporting import describe_machine, markdown_table, one_line
 from pipeline import prepare, search, tracking
 from pipeline.params import load_params
 
@@ -82,11 +83,9 @@ def main(params_file: Path, generations: int, json_file: Path | None) -> None:
         "seconds in them": sum(calls),
         "share": sum(calls) / wall,
     }
-    click.echo("\n| | |\n|---|---|")
-    for name, value in result.items():
-        click.echo(
-            f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |"
-        )
+    cells = [(n, f"{v:.3f}" if isinstance(v, float) else str(v)) for n, v in result.items()]
+    click.echo(f"Machine: {one_line(describe_machine())}\n")
+    click.echo(markdown_table(["tracking", ""], cells))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 

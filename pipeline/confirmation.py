@@ -3,7 +3,7 @@ of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
 from pipeline.params import SearchParams
 from pipeline.racing import cost_rank
-from pipeline.runs import NextTasks, Runs, TrainingRun, follow
+from pipeline.runs import Runs, TrainingRun, at_once, follow
 
 CONFIRMATION_SEEDS = 5
 """Fresh training seeds for each plan that is confirmed."""
@@ -26,8 +26,13 @@ CLEAR_LEAD = 2.0
 """Standard errors by which a plan must lead the best recipe to win. One is not enough: the best of
 several plans that are no better leads by as much every other time."""
 
+MOST_SEEDS = 10
+"""Fresh seeds, at most, for the best plan and the recipe, while it is in doubt which is better: the
+plan leads by more than one standard error, but not clearly. Full fine-tuning of few images varies
+so much that five seeds left a lead of three points in doubt (digits at 32 px)."""
+
 SEEDS_BEFORE_DROPPING = 2
-"""Fresh seeds after which racing gives no more to a plan that does not lead the recipe."""
+"""Fresh seeds after which racing goes on with the best plan alone, if it leads the recipe."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Confirmation:
         recipe: whether it is the best recipe, which every winner is held against.
         evaluation: mean over its fresh seeds.
         runs: one for each fresh seed; fewer if racing dropped the plan, or if it is the recipe and
-            racing dropped all others.
+            racing dropped all others; more if it was in doubt which of the two is better.
     """
 
     name: str
@@ -96,16 +101,20 @@ def confirm(
     runs: Runs,
     *,
     racing: bool,
-) -> Iterator[Confirmation]:
-    """Train contenders on fresh seeds, and yield each as soon as it is confirmed.
+) -> list[Confirmation]:
+    """Train contenders on fresh seeds.
 
     Args:
         found: the best recipe first; see :func:`contenders`.
         params: the ``search`` section.
         settings: of every run.
         runs: trains.
-        racing: give no more than two seeds to a plan that by then does not lead the recipe: it
-            would hardly come to lead clearly. If none leads, the recipe gets no more either.
+        racing: after two seeds, go on with the best plan alone, and with the recipe that it is held
+            against; not even with these if the recipe is better, as nothing would come to lead it
+            clearly.
+
+    Returns:
+        one for each contender, in their order.
     """
     fresh = max(params.training_seeds) + 1
     tasks = {
@@ -116,30 +125,46 @@ def confirm(
                 settings,
                 resample=seed if params.confirm_on == "resampled" else None,
             )
-            for seed in range(fresh, fresh + CONFIRMATION_SEEDS)
+            for seed in range(fresh, fresh + MOST_SEEDS)
         ]
         for one in found
     }
-    at_first = SEEDS_BEFORE_DROPPING if racing else CONFIRMATION_SEEDS
-    first = {one: _all(own[:at_first]) for one, own in tasks.items()}
-    begun = {one: _confirmation(one, done) for one, done in follow(first, runs, cost_rank)}
-    leading = [one for one in found[1:] if racing and _may_win(begun[one], begun[found[0]])]
-    going_on = [found[0], *leading] if leading else []
-    yield from (begun[one] for one in found if one not in going_on)
-    rest = {one: _all(tasks[one][at_first:]) for one in going_on}
-    for one, done in follow(rest, runs, cost_rank):
-        yield _confirmation(one, (*begun[one].runs, *done))
+    done: dict[Contender, Confirmation] = {}
+
+    def train(chosen: Sequence[Contender], seeds: int) -> None:
+        earlier = {one: done[one].runs if one in done else () for one in chosen}
+        missing = {one: at_once(tasks[one][len(own) : seeds]) for one, own in earlier.items()}
+        for one, own in follow(missing, runs, cost_rank):
+            done[one] = _confirmation(one, (*earlier[one], *own))
+
+    train(found, SEEDS_BEFORE_DROPPING if racing else CONFIRMATION_SEEDS)
+    if racing:
+        train(_leader_and_recipe(found, done), CONFIRMATION_SEEDS)
+    train(_in_doubt(found, done), MOST_SEEDS)
+    return [done[one] for one in found]
 
 
-def _all(tasks: Sequence[TrainingTask]) -> NextTasks:
-    """All of these at once."""
-    return lambda done: [] if done else tasks
+def _leader_and_recipe(
+    found: Sequence[Contender], done: Mapping[Contender, Confirmation]
+) -> list[Contender]:
+    """The best plan and the recipe; none if the recipe is better."""
+    recipe, *plans = found
+    in_full = [one for one in plans if not done[one].dropped]
+    best = min(in_full or plans, key=lambda one: done[one].evaluation.rank_key, default=recipe)
+    if done[best].evaluation.rank_key < done[recipe].evaluation.rank_key:
+        return [recipe, best]
+    return []
 
 
-def _may_win(one: Confirmation, recipe: Confirmation) -> bool:
-    if one.evaluation.outcome != "finished" or recipe.evaluation.outcome != "finished":
-        return True  # its failure is found in full, or there is nothing to be held against
-    return one.lead_over(recipe)[0] > 0
+def _in_doubt(
+    found: Sequence[Contender], done: Mapping[Contender, Confirmation]
+) -> list[Contender]:
+    """The best plan and the recipe, if it leads, but not clearly."""
+    pair = _leader_and_recipe(found, done)
+    if not pair or any(done[one].evaluation.outcome != "finished" for one in pair):
+        return []
+    lead, standard_error = done[pair[1]].lead_over(done[pair[0]])
+    return pair if standard_error < lead <= CLEAR_LEAD * standard_error else []
 
 
 def _confirmation(one: Contender, runs: Sequence[TrainingRun]) -> Confirmation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from biotune.evolution.candidate import Candidate
@@ -13,8 +13,8 @@ from biotune.plan import Evaluation, FineTunePlan
 from pipeline.confirmation import CLEAR_LEAD, Confirmation, confirm, contenders
 from pipeline.errors import PipelineError
 from pipeline.params import SearchParams
-from pipeline.racing import Race, cost_rank, start_race
-from pipeline.runs import NextTasks, Runs, TrainingRun, follow
+from pipeline.racing import Race, cost_rank, deserve_all_seeds, start_race
+from pipeline.runs import NextTasks, Runs, TrainingRun, at_once, follow
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ def evolve(
         for key, candidate in batch.items():
             first_with.setdefault((candidate.plan, candidate.fold), key)
         race = _race(search, evaluated, params)
-        wanted = {key: _wanted(candidate, race, params) for key, candidate in batch.items()}
-        for key, own in follow(wanted, runs, cost_rank):
-            evaluation = _evaluation(own, race, params)
+        for key, own, evaluation in _train(batch, race, runs, params):
             search.tell(batch[key], evaluation)
             told = replace(batch[key], evaluation=evaluation)
             first = first_with[told.plan, told.fold]
@@ -137,6 +135,29 @@ def evolve(
 def training_settings(params: SearchParams) -> TrainingSettings:
     """How each run of a search is trained."""
     return TrainingSettings(params.epochs, params.patience, params.batch_size, params.base_lr)
+
+
+def _train(
+    batch: Mapping[int, Candidate], race: Race | None, runs: Runs, params: SearchParams
+) -> Iterator[tuple[int, tuple[TrainingRun, ...], Evaluation]]:
+    """Every candidate's id, with its runs and score, as soon as it is known."""
+    seeds = params.training_seeds
+    at_first = 1 if params.races_seeds else len(seeds)
+    wanted = {
+        key: at_once([_task(one, seed, (), race, params) for seed in seeds[:at_first]])
+        for key, one in batch.items()
+    }
+    first = dict(follow(wanted, runs, cost_rank))
+    going_on = set(batch)
+    if at_first < len(seeds):
+        going_on = deserve_all_seeds(batch, first, race, params.elites)
+    for key in batch:
+        if key not in going_on:
+            yield key, first[key], _evaluation(batch[key], first[key], race, params)
+    rest = {key: _next_seed(batch[key], first[key], race, params) for key in going_on}
+    for key, own in follow(rest, runs, cost_rank):
+        done = (*first[key], *own)
+        yield key, done, _evaluation(batch[key], done, race, params)
 
 
 def _race(
@@ -153,38 +174,50 @@ def _race(
     )
 
 
-def _wanted(candidate: Candidate, race: Race | None, params: SearchParams) -> NextTasks:
-    """What a candidate trains next: all its seeds at once, or one more while it is not hopeless."""
-    settings = training_settings(params)
-    raced = race is not None and candidate.id in race.needed
-    by_seeds = raced and params.racing in (True, "seeds")
+def _task(
+    candidate: Candidate,
+    seed: int,
+    done: Sequence[TrainingRun],
+    race: Race | None,
+    params: SearchParams,
+) -> TrainingTask:
+    """The run of a candidate's next seed, given those that are done."""
+    whole = TrainingTask(
+        candidate.plan, seed, training_settings(params), candidate.fold, params.folds
+    )
+    if race is None or not params.races_epochs:
+        return whole
+    return replace(whole, must_reach=race.must_reach(candidate, done))
 
-    def task(seed: int, done: Sequence[TrainingRun]) -> TrainingTask:
-        plain = TrainingTask(candidate.plan, seed, settings, candidate.fold, params.folds)
-        if race is None or params.racing == "seeds":
-            return plain
-        return replace(plain, must_reach=race.must_reach(candidate, done))
 
-    def wanted(done: Sequence[TrainingRun]) -> Sequence[TrainingTask]:
+def _next_seed(
+    candidate: Candidate, first: Sequence[TrainingRun], race: Race | None, params: SearchParams
+) -> NextTasks:
+    """One more of a candidate's seeds, after these, while it is not hopeless."""
+
+    def wanted(later: Sequence[TrainingRun]) -> Sequence[TrainingTask]:
+        done = (*first, *later)
         left = params.training_seeds[len(done) :]
-        if race is None or not by_seeds:
-            return [] if done else [task(seed, ()) for seed in left]
-        if done and done[-1].curve.outcome != "finished":
+        if not left or done[-1].curve.outcome != "finished":
             return []
-        if not left or (done and not race.deserves_another_seed(candidate, done)):
+        if race is not None and not race.deserves_another_seed(candidate, done):
             return []
-        return [task(left[0], done)]
+        return [_task(candidate, left[0], done, race, params)]
 
     return wanted
 
 
-def _evaluation(runs: Sequence[TrainingRun], race: Race | None, params: SearchParams) -> Evaluation:
+def _evaluation(
+    candidate: Candidate, runs: Sequence[TrainingRun], race: Race | None, params: SearchParams
+) -> Evaluation:
     outcomes = {run.curve.outcome for run in runs}
     failed = outcomes - {"finished", "stopped"}
     complete = outcomes == {"finished"} and len(runs) == len(params.training_seeds)
-    if race is None or failed or complete:
+    if failed or complete:
         return evaluate([run.curve for run in runs if run.curve.outcome != "stopped"])
-    return race.stopped(runs)
+    if race is None:
+        return replace(evaluate([run.curve for run in runs]), outcome="stopped")
+    return race.stopped(candidate, runs)
 
 
 def _confirmations(
@@ -195,8 +228,7 @@ def _confirmations(
 ) -> tuple[Confirmation, ...]:
     found = contenders(search, params)
     confirmed: dict[FineTunePlan, Confirmation] = {}
-    racing = params.racing in (True, "seeds")
-    for one in confirm(found, params, training_settings(params), runs, racing=racing):
+    for one in confirm(found, params, training_settings(params), runs, racing=params.races_seeds):
         confirmed[one.plan] = one
         on_confirmed(one)
     # The recipe is the first of the contenders, so that it wins what is equal in every respect.

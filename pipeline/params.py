@@ -100,6 +100,16 @@ class SearchParams(_Training):
     confirm_top_k: Count
     confirm_on: Literal["resampled", "validation"]
 
+    @property
+    def races_seeds(self) -> bool:
+        """Whether hopeless candidates get no further training seeds."""
+        return self.racing in (True, "seeds")
+
+    @property
+    def races_epochs(self) -> bool:
+        """Whether hopeless runs get no further epochs."""
+        return self.racing in (True, "epochs")
+
     @model_validator(mode="after")
     def _elites_leave_room(self) -> Self:
         if self.elites >= self.population:

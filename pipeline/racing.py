@@ -8,13 +8,18 @@ frozen before its batch is asked for, so neither order nor number of workers mat
   search's own candidates.
 - *epochs*: a run stops when its curve would need a luckier end than this search's own curves had.
 
-A stopped candidate ranks after every finished one; it is never confirmed or returned.
+And no more candidates of a batch get further seeds than can change anything, by their first one:
+see :func:`deserve_all_seeds`. That is all that holds for the first generation, whose runs all go to
+their end.
+
+A stopped candidate ranks after every finished one; it is never confirmed or returned. Its fitness,
+which the extinction factors take, is what it would probably have come to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +65,6 @@ class Race:
         lucky: by epochs trained, from 0: error left over at the end of a run, as a share of the
             error so far, on a lucky run; 0 where nothing is known.
         typical: the same of the median run.
-        worst_finished: fitness of the worst finished candidate.
     """
 
     needed: dict[int, float]
@@ -68,7 +72,6 @@ class Race:
     seed_spread: float
     lucky: tuple[float, ...]
     typical: tuple[float, ...]
-    worst_finished: float
 
     def enough(self, needed: float, trained: int) -> float:
         """The mean fitness of this many seeds that may still become ``needed`` over all seeds.
@@ -103,11 +106,12 @@ class Race:
             for share in self.lucky[1:]
         )
 
-    def stopped(self, runs: Sequence[TrainingRun]) -> Evaluation:
-        """The evaluation of a candidate that was stopped: after every finished one."""
+    def stopped(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> Evaluation:
+        """The evaluation of a candidate that was stopped, with the fitness that it was heading for;
+        no better than what it needed."""
         errors = [self._expected_error(run.curve) for run in runs]
         seen = evaluate([replace(run.curve, outcome="finished") for run in runs])
-        fitness = max(float(np.mean(errors)), self.worst_finished)
+        fitness = max(float(np.mean(errors)), self.needed[candidate.id])
         return replace(seen, fitness=fitness, outcome="stopped")
 
     def _expected_error(self, curve: LearningCurve) -> float:
@@ -135,18 +139,17 @@ def start_race(
         epochs: that a run has at most.
     """
     batch = list(batch)
-    known = [
-        (candidate, runs)
-        for candidate, runs in told
-        if candidate.fold == batch[0].fold and candidate.finished
-    ]
+    of_fold = [(one, runs) for one, runs in told if one.fold == batch[0].fold]
+    known = [(one, runs) for one, runs in of_fold if one.finished]
     comparable = all(elite.fold == batch[0].fold for elite in elites)
     if not elites or not comparable or not known:
         return None
     fitness = {elite.id: elite.fitness for elite in elites}
     in_full = {candidate.plan for candidate, _ in known}  # costs nothing once more
-    curves = list({run.task: run.curve for _, runs in known for run in runs}.values())
-    lucky, typical = _shares_left(curves, epochs)
+    ended = {run.task: run.curve for _, runs in of_fold for run in runs}
+    lucky, typical = _shares_left(
+        [curve for curve in ended.values() if curve.outcome == "finished"], epochs
+    )
     return Race(
         needed={
             one.id: fitness.get(one.parents[0], math.inf)
@@ -159,8 +162,40 @@ def start_race(
         seed_spread=_seed_spread([runs for _, runs in known]),
         lucky=lucky,
         typical=typical,
-        worst_finished=max(candidate.fitness for candidate, _ in known),
     )
+
+
+def deserve_all_seeds(
+    batch: Mapping[int, Candidate],
+    first: Mapping[int, Sequence[TrainingRun]],
+    race: Race | None,
+    elites: int,
+) -> set[int]:
+    """Who of a batch may get more than its first training seed; all others are stopped.
+
+    No more than can change anything: of each elite's trials the best, of the offspring as many as
+    there are elites; of the first generation, which has no elites to be held against, the better
+    half, and at least one more than elites.
+
+    Args:
+        batch: by id.
+        first: candidate id → the run of its first seed.
+        race: None where nothing is known that the batch could be held against.
+        elites: E.
+    """
+    if race is None and any(one.generation for one in batch.values()):
+        return set(batch)
+    scores = {key: evaluate([run.curve for run in runs]) for key, runs in first.items()}
+    finished = [key for key, score in scores.items() if score.outcome == "finished"]
+    order = sorted(finished, key=lambda key: (scores[key].rank_key, key))
+    if race is None:
+        return set(order[: max(elites + 1, math.ceil(len(batch) / 2))])
+    raced = [key for key in order if key in race.needed]
+    best_of = {
+        batch[key].parents[0]: key for key in reversed(raced) if batch[key].origin == "exploitation"
+    }
+    others = [key for key in raced if batch[key].origin != "exploitation"]
+    return {*best_of.values(), *others[:elites], *(set(batch) - set(race.needed))}
 
 
 def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:

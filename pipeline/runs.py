@@ -77,6 +77,11 @@ NextTasks = Callable[[Sequence[TrainingRun]], Sequence[TrainingTask]]
 """From the runs that a candidate has so far to its next tasks; none when it needs no more."""
 
 
+def at_once(tasks: Sequence[TrainingTask]) -> NextTasks:
+    """All of these, and then no more."""
+    return lambda done: [] if done else tasks
+
+
 def follow(
     candidates: Mapping[Key, NextTasks],
     runs: Runs,

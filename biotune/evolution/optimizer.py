@@ -171,11 +171,15 @@ class BioTune:
     def standing_elites(self) -> list[Candidate]:
         """The elites that the candidates asked for now compete with, best first.
 
-        None while the initial population is scored. With several folds, they may still have the
-        score of another fold; see :attr:`Candidate.fold`.
+        None while the first candidates are scored: the surgical scan, whose best are then held
+        against the initial population, or without one the initial population. With several folds,
+        they may still have the score of another fold; see :attr:`Candidate.fold`.
         """
-        standing = self._ranking if self._exploiting else self._next_ranking
-        return [one.candidate for one in standing[: self.elites]] if self._ranking else []
+        if not self._ranking:
+            standing = by_rank(self._scan)
+        else:
+            standing = self._ranking if self._exploiting else self._next_ranking
+        return [one.candidate for one in standing[: self.elites]]
 
     @property
     def history(self) -> list[Candidate]:

@@ -54,9 +54,9 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     """How close each rank is to extinction: 0 for the best, up to 1.
 
     e_i = (Φ_i + Φ_min·(i/(N−1) − 1)) / Φ_max, clipped to [0, 1]; 0 where Φ_max = 0 or N = 1.
-    One very bad run would make all other factors tiny and so stop mutation. Failed and stopped
-    runs are therefore left out of Φ_max and get the factor 1, and Φ_max is at most twice the
-    median of the finished runs.
+    One very bad run would make all other factors tiny and so stop mutation. Failed runs are
+    therefore left out of Φ_min and Φ_max and get the factor 1, and Φ_max is at most twice the
+    median of the others. A stopped run counts as what it is estimated at.
 
     Args:
         ranking: N evaluations, sorted best first by ``rank_key``.
@@ -71,16 +71,17 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     if not keys or keys != sorted(keys):
         raise ValueError(f"expected evaluations sorted best first, got {list(ranking)}")
     factors = np.ones(len(ranking))
-    scores = np.array([one.fitness for one in ranking if one.outcome == "finished"])
-    if not scores.size:
+    scored = np.array([one.outcome in ("finished", "stopped") for one in ranking])
+    if not scored.any():
         return factors
+    scores = np.array([one.fitness for one in ranking])[scored]
     # A quotient of scores means something from 0 up only; for other scales the best counts as 0.
-    scores -= min(scores[0], 0.0)
-    largest = min(scores[-1], 2 * float(np.median(scores)))
+    scores -= min(scores.min(), 0.0)
+    largest = min(scores.max(), 2 * float(np.median(scores)))
     if largest == 0 or len(ranking) == 1:
-        factors[: scores.size] = 0
+        factors[scored] = 0
         return factors
-    relative_rank = np.arange(scores.size) / (len(ranking) - 1)
-    numerators = scores + scores[0] * (relative_rank - 1)
-    factors[: scores.size] = np.clip(numerators, 0, largest) / largest
+    relative_rank = np.arange(len(ranking))[scored] / (len(ranking) - 1)
+    numerators = scores + scores.min() * (relative_rank - 1)
+    factors[scored] = np.clip(numerators, 0, largest) / largest
     return factors

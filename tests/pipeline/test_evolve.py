@@ -169,13 +169,14 @@ def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
 
 
 def leading_by(points: list[float]) -> Trainings:
-    """Plans that train the middle block alone lead every other one by this much, seed by seed."""
+    """Plans that train the middle block alone lead every other one by this much, by fresh seed."""
+    leads = {0: 0.05, **dict(enumerate(points, start=1))}
 
     def answer(task: TrainingTask) -> LearningCurve:
         only_middle = task.plan.trained_blocks == ("middle",)
         # Another plan than the recipe's own, which also trains the middle alone in four blocks.
-        lead = points[task.seed % 5] if only_middle and task.plan["middle"] != 5.0 else 0.0
-        return curve(0.8 + lead)
+        led = only_middle and task.plan["middle"] != 5.0
+        return curve(0.8 + leads[task.seed] if led else 0.8)
 
     return Trainings(answer)
 
@@ -184,7 +185,7 @@ def leading_by(points: list[float]) -> Trainings:
     ("points", "recipe_wins"),
     [
         ([0.01, 0.03, 0.02, 0.02, 0.02], False),
-        ([0.03, -0.01, 0.01, 0.01, -0.01], True),
+        ([0.03, -0.02, 0.02, 0.01, -0.02], True),
         ([0.01] * 5, False),
     ],
 )
@@ -203,9 +204,9 @@ def test_a_lead_within_two_standard_errors_leaves_the_win_to_the_recipe(
 def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
     default_params: Params,
 ) -> None:
-    """Seeds 1 and 2 are the first fresh ones; the third would have turned the mean."""
+    """The third fresh seed would have turned the mean."""
     params = changed(default_params, population=30, generations=0)
-    result = run(params, leading_by([0.3, -0.01, -0.01, 0.3, 0.3]))
+    result = run(params, leading_by([-0.01, -0.01, 0.3, 0.3, 0.3]))
     dropped = [one for one in result.confirmations if one.dropped]
     assert dropped
     assert result.confirmations[-len(dropped) :] == tuple(dropped)
@@ -213,7 +214,7 @@ def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
     assert result.winner is result.best_recipe
     assert len(result.best_recipe.runs) == 2
     in_full = run(
-        params.model_copy(update={"racing": False}), leading_by([0.3, -0.01, -0.01, 0.3, 0.3])
+        params.model_copy(update={"racing": False}), leading_by([-0.01, -0.01, 0.3, 0.3, 0.3])
     )
     assert not any(one.dropped for one in in_full.confirmations)
 
@@ -223,6 +224,43 @@ def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Para
     result = run(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
     assert not result.winner.recipe
     assert len(result.winner.runs) == len(result.best_recipe.runs) == 5
+
+
+def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: Params) -> None:
+    params = changed(default_params, population=30, generations=0)
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        # No recipe trains just these two.
+        leads = set(task.plan.frozen_blocks) == {"middle"}
+        return curve(0.9 - (task.plan["stem"] or 0.0) / 1000 if leads else 0.8)
+
+    result = run(params, Trainings(answer))
+    leaders = [one for one in result.confirmations if not one.recipe]
+    assert len(leaders) > 1
+    assert [len(one.runs) for one in leaders] == [5, *[2] * (len(leaders) - 1)]
+    assert len(result.best_recipe.runs) == 5
+
+
+@pytest.mark.parametrize("racing", [True, False])
+@pytest.mark.parametrize(
+    ("points", "seeds", "recipe_wins"),
+    [
+        ([0.03, 0.05, -0.02, 0.0, 0.03] + [0.02] * 5, 10, False),  # 1.5 standard errors of five
+        ([0.03, 0.05, -0.02, 0.0, 0.03] + [-0.02] * 5, 10, True),
+        ([0.02, 0.03, -0.02, -0.01, 0.0] + [0.1] * 5, 5, True),  # not one: no more is spent
+        ([0.02, 0.03, 0.03, 0.02, 0.03] + [-0.1] * 5, 5, False),  # clear at once
+    ],
+)
+def test_a_lead_in_doubt_is_settled_by_five_more_seeds(
+    default_params: Params, racing: bool, points: list[float], seeds: int, recipe_wins: bool
+) -> None:
+    params = changed(default_params, population=30, generations=0, racing=racing)
+    result = run(params, leading_by(points))
+    best = result.confirmations[0] if not result.confirmations[0].recipe else None
+    assert len(result.best_recipe.runs) == seeds
+    assert best is None or len(best.runs) == seeds
+    assert result.winner.recipe is recipe_wins
+    assert sum(len(one.runs) > 5 for one in result.confirmations) == (2 if seeds == 10 else 0)
 
 
 def test_a_surgical_scan_comes_first_runs_in_full_and_finds_the_best_block(

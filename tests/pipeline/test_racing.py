@@ -24,6 +24,7 @@ from pipeline.racing import (
     SEED_OPTIMISM,
     SMALLEST_ERROR,
     Race,
+    deserve_all_seeds,
     start_race,
 )
 from pipeline.runs import TrainingRun
@@ -51,7 +52,6 @@ def race(**changes: Any) -> Race:
         "seed_spread": 0.2,
         "lucky": (0.0, 0.0, 0.5, 0.5, 0.5, 0.5),
         "typical": (1.0, 0.8, 0.8, 0.8, 0.8, 0.8),
-        "worst_finished": 0.3,
     }
     return Race(**(known | changes))
 
@@ -128,9 +128,70 @@ def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, 
     return pairs
 
 
-def test_the_first_generation_runs_in_full() -> None:
+def test_without_elites_there_is_nothing_to_be_held_against() -> None:
     search = BioTune(BLOCKS, population=8, elites=2)
     assert start_race(search.ask(), search.standing_elites, [], 1, EPOCHS) is None
+
+
+def firsts(*accuracies: float) -> dict[int, list[TrainingRun]]:
+    return {key: [run_of(rising(accuracy))] for key, accuracy in enumerate(accuracies)}
+
+
+@pytest.mark.parametrize(
+    ("elites", "expected"),
+    [(1, {1, 2, 4}), (2, {1, 2, 4}), (3, {0, 1, 2, 4}), (4, {0, 1, 2, 3, 4})],
+)
+def test_of_the_first_generation_the_better_half_and_one_more_than_elites_get_all_seeds(
+    elites: int, expected: set[int]
+) -> None:
+    batch = dict(enumerate(BioTune(BLOCKS, population=5, elites=elites).ask()))
+    first = firsts(0.80, 0.95, 0.90, 0.70, 0.99)
+    assert deserve_all_seeds(batch, first, None, elites) == expected
+
+
+def test_a_failed_first_run_gets_no_more_seeds() -> None:
+    batch = dict(enumerate(BioTune(BLOCKS, population=4, elites=2).ask()))
+    first = firsts(0.9, 0.8, 0.7, 0.6)
+    first[1] = [run_of(replace(rising(0.99), outcome="diverged"))]
+    assert deserve_all_seeds(batch, first, None, 2) == {0, 2, 3}
+
+
+def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_seeds() -> None:
+    later = {k: replace(one, generation=1) for k, one in enumerate(BioTune(BLOCKS).ask())}
+    first = firsts(*np.linspace(0.5, 0.9, len(later)))
+    assert deserve_all_seeds(later, first, None, 2) == set(later)
+
+
+def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_as_elites() -> None:
+    search = BioTune(BLOCKS, population=6, elites=2)
+    told(search, [rising(0.6 + 0.03 * i) for i in range(6)])
+    trials = {one.id: one for one in search.ask()}
+    held = race(needed=dict.fromkeys(trials, 0.2))
+    first = dict(zip(trials, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
+    ids = list(trials)
+    assert deserve_all_seeds(trials, first, held, 2) == {ids[1], ids[2]}
+    for one in search.ask():
+        search.tell(one, 0.5)
+    offspring = {one.id: one for one in search.ask()}
+    ids = list(offspring)
+    first = dict(zip(offspring, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
+    held = race(needed=dict.fromkeys(ids, 0.2))
+    assert deserve_all_seeds(offspring, first, held, 2) == {ids[1], ids[2]}
+    free = race(needed=dict.fromkeys(ids[:3], 0.2))  # the last is a plan that is known already
+    assert deserve_all_seeds(offspring, first, free, 2) == {ids[1], ids[2], ids[3]}
+
+
+def test_a_stopped_candidate_scores_what_it_was_heading_for_but_no_better_than_it_needed(
+    candidate: Candidate,
+) -> None:
+    held = race(needed={7: 0.05})
+    far = rising(0.5).up_to(2)  # of its error of .5, the typical run leaves .8
+    error = 1 - max(far.validation_accuracy)
+    expected = 0.8 * (error + SMALLEST_ERROR) - SMALLEST_ERROR
+    stopped = held.stopped(candidate, [run_of(far)])
+    assert (stopped.outcome, stopped.fitness) == ("stopped", pytest.approx(expected))
+    near = rising(0.97).up_to(EPOCHS - 1)
+    assert held.stopped(candidate, [run_of(near)]).fitness == 0.05
 
 
 def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
@@ -225,10 +286,9 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
     assert len(raced.evaluated) == len(full.evaluated)
     stopped = [one for one in raced.evaluated if one.candidate.evaluation.outcome == "stopped"]
     assert stopped
-    assert min(one.candidate.generation for one in stopped) > 0
-    worst = max(one.candidate.fitness for one in raced.evaluated if one.candidate.generation == 0)
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    assert {len(one.runs) for one in first} == ({3} if racing == "epochs" else {1, 3})
     for one in stopped:
-        assert one.candidate.fitness >= worst
         assert all(
             c.candidate is None or c.candidate.id != one.candidate.id for c in raced.confirmations
         )
@@ -240,6 +300,25 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
         assert lengths == {EPOCHS}
     if racing == "epochs":
         assert {len(one.runs) for one in raced.evaluated} == {3}
+
+
+def test_one_training_seed_leaves_the_first_generation_whole(params: SearchParams) -> None:
+    raced, _ = search_with(params.model_copy(update={"training_seeds": [0]}))
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    assert all(one.candidate.finished for one in first)
+
+
+def test_with_a_scan_the_first_generation_is_held_against_its_best(params: SearchParams) -> None:
+    raced, _ = search_with(params.model_copy(update={"surgical_scan": True}))
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    scan = [one for one in first if one.candidate.origin.startswith("scan:")]
+    whole = [one for one in scan if one.candidate.finished]
+    assert len(whole) == max(params.elites + 1, math.ceil(len(scan) / 2))
+    later = [one for one in first if one not in scan]
+    worst = sorted(one.candidate.fitness for one in whole)[params.elites - 1]
+    stopped = [one for one in later if not one.candidate.finished]
+    assert stopped
+    assert all(one.candidate.fitness >= worst for one in stopped)
 
 
 def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:

@@ -67,13 +67,21 @@ def test_the_worst_score_counts_as_at_most_twice_the_median() -> None:
     )
 
 
-@pytest.mark.parametrize("outcome", ["diverged", "infeasible", "stopped"])
+@pytest.mark.parametrize("outcome", ["diverged", "infeasible"])
 @pytest.mark.parametrize("fitness", [0.0, 1.0, 1e6])
 def test_failed_runs_do_not_touch_the_factors_of_the_finished(outcome: str, fitness: float) -> None:
     failed = Evaluation(fitness, outcome=outcome)
     factors = extinction_factors([*finished(0.1, 0.2, 0.3), failed])
     # As by hand with N = 4, i = 0 … 2 and Φ_max = .3 of the finished alone.
     assert factors == pytest.approx([0.0, (0.2 - 0.2 / 3) / 0.3, (0.3 - 0.1 / 3) / 0.3, 1.0])
+
+
+def test_a_stopped_run_counts_as_what_it_is_estimated_at() -> None:
+    stopped = Evaluation(0.2, outcome="stopped")
+    # N = 3, Φ_min = .1, Φ_max = .3; the stopped one is last, whatever its estimate.
+    assert extinction_factors([*finished(0.1, 0.3), stopped]) == pytest.approx(
+        [0.0, (0.3 - 0.05) / 0.3, 0.2 / 0.3]
+    )
 
 
 def test_a_population_of_failed_runs_is_wholly_extinct() -> None:
