@@ -3,7 +3,7 @@ of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +101,8 @@ def confirm(
     runs: Runs,
     *,
     racing: bool,
-) -> list[Confirmation]:
-    """Train contenders on fresh seeds.
+) -> Iterator[Confirmation]:
+    """Train contenders on fresh seeds, and yield each as soon as it needs no more.
 
     Args:
         found: the best recipe first; see :func:`contenders`.
@@ -112,9 +112,6 @@ def confirm(
         racing: after two seeds, go on with the best plan alone, and with the recipe that it is held
             against; not even with these if the recipe is better, as nothing would come to lead it
             clearly.
-
-    Returns:
-        one for each contender, in their order.
     """
     fresh = max(params.training_seeds) + 1
     tasks = {
@@ -138,10 +135,13 @@ def confirm(
             done[one] = _confirmation(one, (*earlier[one], *own))
 
     train(found, SEEDS_BEFORE_DROPPING if racing else CONFIRMATION_SEEDS)
-    if racing:
-        train(_leader_and_recipe(found, done), CONFIRMATION_SEEDS)
-    train(_in_doubt(found, done), MOST_SEEDS)
-    return [done[one] for one in found]
+    rounds = [(_leader_and_recipe, CONFIRMATION_SEEDS)] if racing else []
+    going_on = list(found)
+    for who, seeds in [*rounds, (_in_doubt, MOST_SEEDS)]:
+        before, going_on = going_on, who(found, done)
+        yield from (done[one] for one in before if one not in going_on)
+        train(going_on, seeds)
+    yield from (done[one] for one in going_on)
 
 
 def _leader_and_recipe(
