@@ -84,9 +84,13 @@ def initial_population(
 
 
 def _combinations(scan: Sequence[Candidate], n_blocks: int, head: HeadMode) -> list[Founder]:
-    """The best two, three and four blocks together at :data:`SCAN_RATE`, as far as there are."""
+    """The best two, three and four blocks together at :data:`SCAN_RATE`, as far as there are.
+
+    Of the backbone alone: the head, new and therefore good by itself, says nothing of what is to be
+    adapted, and took the place of a block that mattered (digits at 32 px).
+    """
     order = sorted(
-        (position for position, one in enumerate(scan) if one.finished),
+        (position for position, one in enumerate(scan[:-1]) if one.finished),
         key=lambda position: scan[position].rank_key,
     )
     return [

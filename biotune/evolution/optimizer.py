@@ -171,15 +171,12 @@ class BioTune:
     def standing_elites(self) -> list[Candidate]:
         """The elites that the candidates asked for now compete with, best first.
 
-        None while the first candidates are scored: the surgical scan, whose best are then held
-        against the initial population, or without one the initial population. With several folds,
-        they may still have the score of another fold; see :attr:`Candidate.fold`.
+        None while the initial population, or the scan before it, is scored: the recipes are in it,
+        which all must be held against. With several folds, they may still have the score of
+        another fold; see :attr:`Candidate.fold`.
         """
-        if not self._ranking:
-            standing = by_rank(self._scan)
-        else:
-            standing = self._ranking if self._exploiting else self._next_ranking
-        return [one.candidate for one in standing[: self.elites]]
+        standing = self._ranking if self._exploiting else self._next_ranking
+        return [one.candidate for one in standing[: self.elites]] if self._ranking else []
 
     @property
     def history(self) -> list[Candidate]:

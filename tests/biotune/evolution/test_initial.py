@@ -73,7 +73,7 @@ def test_the_default_population_is_recipes_and_combinations() -> None:
 def test_blocks_whose_scan_failed_are_not_combined() -> None:
     failed = Evaluation(0.0, outcome="diverged")
     scan = [replace(one, evaluation=failed) if one.id in (5, 6) else one for one in DIGITS]
-    assert [one.parents for one in founders(9, scan)[4:7]] == [(7, 4), (7, 4, 8), (7, 4, 8, 9)]
+    assert [one.parents for one in founders(9, scan)[4:7]] == [(7, 4), (7, 4, 8), (7, 4, 8, 3)]
     all_but_two = [replace(one, evaluation=failed) if one.id > 1 else one for one in DIGITS]
     assert [one.parents for one in founders(6, all_but_two)][3:] == [(1, 0), (), ()]
     none = [replace(one, evaluation=failed) for one in DIGITS]
@@ -91,6 +91,12 @@ def test_a_combination_that_is_a_recipe_gives_its_place_to_a_random_genome() -> 
     ]
 
 
+def test_the_head_is_never_combined() -> None:
+    scan = scanned([Evaluation(f) for f in (0.5, 0.4, 0.3, 0.2, 0.0)], BLOCKS[:5])
+    parents = [one.parents for one in founders(9, scan, BLOCKS[:5])]
+    assert [one for one in parents if one] == [(3, 2), (3, 2, 1), (3, 2, 1, 0)]
+
+
 @pytest.mark.parametrize("with_recipes", [True, False])
 def test_a_scan_changes_none_of_the_draws(with_recipes: bool) -> None:
     without = founders(10, [], with_recipes=with_recipes)
@@ -99,11 +105,11 @@ def test_a_scan_changes_none_of_the_draws(with_recipes: bool) -> None:
     assert [one for one in beside if one.origin == "random"] == drawn[:-3]
 
 
-@pytest.mark.parametrize("n_blocks", [1, 2, 3])
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4])
 def test_the_smallest_networks_combine_as_many_blocks_as_they_have(n_blocks: int) -> None:
     blocks = BLOCKS[:n_blocks]
     scan = scanned([Evaluation(0.1 * i) for i in range(n_blocks)], blocks)
     population = founders(8, scan, blocks, with_recipes=False)
     combined = [one.parents for one in population if one.origin == "combination"]
-    assert combined == [tuple(range(count)) for count in range(2, n_blocks + 1)]
+    assert combined == [tuple(range(count)) for count in range(2, n_blocks)]
     assert len(population) == 8
