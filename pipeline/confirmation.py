@@ -3,6 +3,7 @@ of the images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,11 @@ MOST_SEEDS = 10
 plan leads by more than one standard error, but not clearly. Full fine-tuning of few images varies
 so much that five seeds left a lead of three points in doubt (digits at 32 px)."""
 
-SEEDS_BEFORE_DROPPING = 2
-"""Fresh seeds after which racing goes on with the best plan alone, if it leads the recipe."""
+EVIDENCE = 3
+"""Training seeds, of the search and fresh ones, by which racing picks the one plan to confirm."""
+
+FIRST_SEEDS = 2
+"""Fresh seeds after which racing gives no more to a plan that does not lead the recipe."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,9 @@ def confirm(
         params: the ``search`` section.
         settings: of every run.
         runs: trains.
-        racing: after two seeds, go on with the best plan alone, and with the recipe that it is held
-            against; not even with these if the recipe is better, as nothing would come to lead it
-            clearly.
+        racing: confirm the best plan alone, beside the recipe that it is held against. Which is the
+            best is decided by three seeds of each, of the search or fresh. If it does not lead the
+            recipe after two fresh seeds, neither gets more: it would hardly come to lead clearly.
     """
     fresh = max(params.training_seeds) + 1
     tasks = {
@@ -130,36 +134,52 @@ def confirm(
 
     def train(chosen: Sequence[Contender], seeds: int) -> None:
         earlier = {one: done[one].runs if one in done else () for one in chosen}
-        missing = {one: at_once(tasks[one][len(own) : seeds]) for one, own in earlier.items()}
+        missing = {
+            one: at_once(tasks[one][len(own) : seeds])
+            for one, own in earlier.items()
+            if len(own) < seeds
+        }
         for one, own in follow(missing, runs, cost_rank):
             done[one] = _confirmation(one, (*earlier[one], *own))
 
-    train(found, SEEDS_BEFORE_DROPPING if racing else CONFIRMATION_SEEDS)
-    rounds = [(_leader_and_recipe, CONFIRMATION_SEEDS)] if racing else []
     going_on = list(found)
-    for who, seeds in [*rounds, (_in_doubt, MOST_SEEDS)]:
-        before, going_on = going_on, who(found, done)
+    if racing:
+        recipe, *plans = found
+        seeds = len(params.training_seeds)
+        train(plans, max(0, EVIDENCE - seeds))
+        going_on = [recipe, *sorted(plans, key=lambda one: _judged(one, done.get(one), seeds))[:1]]
+        yield from (done[one] for one in plans if one in done and one not in going_on)
+    train(going_on, FIRST_SEEDS if racing else CONFIRMATION_SEEDS)
+    rounds = [(_leader_and_recipe, CONFIRMATION_SEEDS)] if racing else []
+    for who, up_to in [*rounds, (_in_doubt, MOST_SEEDS)]:
+        before, going_on = going_on, who(going_on, done)
         yield from (done[one] for one in before if one not in going_on)
-        train(going_on, seeds)
+        train(going_on, up_to)
     yield from (done[one] for one in going_on)
+
+
+def _judged(one: Contender, fresh: Confirmation | None, seeds: int) -> tuple[bool, float]:
+    """Sorts the best plan first, by its mean fitness over the search's seeds and fresh ones."""
+    found = one.candidate.fitness if one.candidate else math.inf
+    if fresh is None:
+        return False, found
+    count = len(fresh.runs)
+    mean = (seeds * found + count * fresh.evaluation.fitness) / (seeds + count)
+    return fresh.evaluation.outcome != "finished", mean
 
 
 def _leader_and_recipe(
     found: Sequence[Contender], done: Mapping[Contender, Confirmation]
 ) -> list[Contender]:
-    """The best plan and the recipe; none if the recipe is better."""
-    recipe, *plans = found
-    in_full = [one for one in plans if not done[one].dropped]
-    best = min(in_full or plans, key=lambda one: done[one].evaluation.rank_key, default=recipe)
-    if done[best].evaluation.rank_key < done[recipe].evaluation.rank_key:
-        return [recipe, best]
-    return []
+    """The best recipe, which is the first, and the best plan; none if the recipe is better."""
+    ranked = sorted(found, key=lambda one: done[one].evaluation.rank_key)
+    return [found[0], ranked[0]] if ranked and ranked[0] != found[0] else []
 
 
 def _in_doubt(
     found: Sequence[Contender], done: Mapping[Contender, Confirmation]
 ) -> list[Contender]:
-    """The best plan and the recipe, if it leads, but not clearly."""
+    """The best recipe and the best plan, if it leads, but not clearly."""
     pair = _leader_and_recipe(found, done)
     if not pair or any(done[one].evaluation.outcome != "finished" for one in pair):
         return []

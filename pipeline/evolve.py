@@ -233,7 +233,7 @@ def _confirmations(
         on_confirmed(one)
     # The recipe is the first of the contenders, so that it wins what is equal in every respect.
     ranked = sorted(
-        (confirmed[one.plan] for one in found),
+        (confirmed[one.plan] for one in found if one.plan in confirmed),
         key=lambda one: (one.dropped, one.evaluation.rank_key),
     )
     if ranked[0].evaluation.outcome != "finished":

@@ -241,6 +241,33 @@ def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: P
     assert len(result.best_recipe.runs) == 5
 
 
+@pytest.mark.parametrize(
+    ("training_seeds", "fresh"), [([0], [5, 2, 2]), ([0, 1], [5, 1, 1]), ([0, 1, 2], [5])]
+)
+def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
+    default_params: Params, training_seeds: list[int], fresh: list[int]
+) -> None:
+    params = changed(
+        default_params, population=40, generations=0, training_seeds=training_seeds, racing="seeds"
+    )
+    names: list[str] = []
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        if set(task.plan.frozen_blocks) != {"middle"}:  # no recipe freezes it alone
+            return curve(0.5)
+        if str(task.plan) not in names:
+            names.append(str(task.plan))
+        first = names[0] == str(task.plan)
+        lucky = task.seed in training_seeds and not first
+        return curve(0.9 + 0.02 * first + (0.03 if lucky and len(training_seeds) == 1 else 0.0))
+
+    result = run(params, Trainings(answer))
+    plans = [one for one in result.confirmations if not one.recipe]
+    assert [len(one.runs) for one in plans] == fresh
+    assert len(result.best_recipe.runs) == 5
+    assert result.winner is plans[0]
+
+
 @pytest.mark.parametrize("racing", [True, False])
 @pytest.mark.parametrize(
     ("points", "seeds", "recipe_wins"),
