@@ -137,6 +137,11 @@ class Evaluation:
             raise ValueError(f"a finished evaluation needs a finite fitness, got {self.fitness!r}")
 
     @property
+    def failed(self) -> bool:
+        """Whether there is no result at all, not even an estimate."""
+        return self.outcome not in ("finished", "stopped")
+
+    @property
     def rank_key(self) -> tuple[bool, float, float, float]:
         """Sorts the best first: finished before all others, then fitness, Brier, parameters."""
         return (

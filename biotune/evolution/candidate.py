@@ -64,6 +64,15 @@ class Candidate:
         return self._told.outcome == "finished"
 
     @property
+    def failed(self) -> bool:
+        """Whether training it came to no result at all: diverged, or out of memory.
+
+        Raises:
+            ValueError: if the candidate was not told yet.
+        """
+        return self._told.failed
+
+    @property
     def rank_key(self) -> tuple[bool, float, float, float, int]:
         """Sorts the best first: by :attr:`Evaluation.rank_key`, then the older candidate.
 

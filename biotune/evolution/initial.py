@@ -90,7 +90,7 @@ def _combinations(scan: Sequence[Candidate], n_blocks: int, head: HeadMode) -> l
     adapted, and took the place of a block that mattered (digits at 32 px).
     """
     order = sorted(
-        (position for position, one in enumerate(scan[:-1]) if one.finished),
+        (position for position, one in enumerate(scan[:-1]) if not one.failed),
         key=lambda position: scan[position].rank_key,
     )
     return [

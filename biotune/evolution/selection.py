@@ -71,7 +71,7 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     if not keys or keys != sorted(keys):
         raise ValueError(f"expected evaluations sorted best first, got {list(ranking)}")
     factors = np.ones(len(ranking))
-    scored = np.array([one.outcome in ("finished", "stopped") for one in ranking])
+    scored = np.array([not one.failed for one in ranking])
     if not scored.any():
         return factors
     scores = np.array([one.fitness for one in ranking])[scored]

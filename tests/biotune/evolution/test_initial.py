@@ -91,6 +91,16 @@ def test_a_combination_that_is_a_recipe_gives_its_place_to_a_random_genome() -> 
     ]
 
 
+def test_blocks_whose_scan_was_stopped_are_combined_after_the_finished() -> None:
+    stopped = [replace(one.evaluation, outcome="stopped") for one in DIGITS if one.evaluation]
+    scan = [
+        replace(one, evaluation=evaluation) if one.id not in (4, 7) else one
+        for one, evaluation in zip(DIGITS, stopped, strict=True)
+    ]
+    combined = [one.parents for one in founders(10, scan) if one.origin == "combination"]
+    assert combined == [(7, 4), (7, 4, 6), (7, 4, 6, 5)]
+
+
 def test_the_head_is_never_combined() -> None:
     scan = scanned([Evaluation(f) for f in (0.5, 0.4, 0.3, 0.2, 0.0)], BLOCKS[:5])
     parents = [one.parents for one in founders(9, scan, BLOCKS[:5])]

@@ -550,7 +550,7 @@ def test_no_more_than_the_best_of_scan_and_initial_population_mate(
         assert mating <= {one.id for one in scored[:5]}
 
 
-@pytest.mark.parametrize("outcome", ["diverged", "infeasible", "stopped"])
+@pytest.mark.parametrize("outcome", ["diverged", "infeasible"])
 def test_a_scan_that_fails_is_no_more_than_a_loss_of_time(outcome: str) -> None:
     def fitness(candidate: Candidate) -> float | Evaluation:
         if candidate.origin.startswith("scan:"):
