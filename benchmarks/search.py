@@ -278,7 +278,8 @@ def main(
 ) -> None:
     """Compare searches with and without racing on digits, three training seeds each.
 
-    Population 6, generations 3, elites 2; all else as the params file says.
+    Population 6, generations 3, elites 2; all else as the params file says. It takes hours: seeds
+    that the JSON file holds already are not run again, so a run that was stopped goes on.
 
     \b
     Examples:
@@ -293,11 +294,14 @@ def main(
         work.mkdir(parents=True, exist_ok=True)
         prepare_digits(prepared, image_size, 300)
     rows: list[dict[str, Any]] = []
+    if json_file is not None and json_file.exists():
+        rows = json.loads(json_file.read_text())["searches"]
+    missing = sorted(set(range(seeds)) - {row["seed"] for row in rows})
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)
     ) as pool:
-        waiting = [pool.submit(run_seed, seed) for seed in range(seeds)]
-        for future in tqdm(as_completed(waiting), total=seeds, unit="seed"):
+        waiting = [pool.submit(run_seed, seed) for seed in missing]
+        for future in tqdm(as_completed(waiting), total=len(missing), unit="seed"):
             rows += future.result()
             if json_file is not None:
                 json_file.write_text(json.dumps({"searches": rows}, indent=1) + "\n")
