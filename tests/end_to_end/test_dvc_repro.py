@@ -118,7 +118,7 @@ def test_each_search_run_in_mlflow_has_a_child_for_every_candidate(clone: Clone)
     where = f"tags.`mlflow.parentRunId` = '{search.info.run_id}'"
     children = client.search_runs([search.info.experiment_id], where)
     evaluations = (clone.folder / "artifacts/search/evaluations.csv").read_text().splitlines()
-    assert len(children) == len(evaluations) - 1 == 5
+    assert len(children) == len(evaluations) - 1 == 10 + 5  # scan + N + 2E + N - E
 
 
 def test_one_changed_parameter_reruns_just_the_stages_that_it_decides(clone: Clone) -> None:
@@ -156,4 +156,4 @@ def test_an_experiment_in_the_workspace_searches_with_its_parameter(clone: Clone
     clone.run("dvc", "exp", "run", "--set-param", "search.population=3")
     assert len(clone.search_runs()) == before + 1
     evaluations = (clone.folder / "artifacts/search/evaluations.csv").read_text().splitlines()
-    assert len(evaluations) - 1 == 3 + 2 * 1 + 3 - 1  # N + G (2E + N - E)
+    assert len(evaluations) - 1 == 10 + 3 + 2 * 1 + 3 - 1  # scan + N + G (2E + N - E)

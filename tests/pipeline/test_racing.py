@@ -20,7 +20,6 @@ from pipeline.evolve import SearchResult, evolve, new_search
 from pipeline.params import Params, SearchParams
 from pipeline.racing import (
     FEWEST_CURVES,
-    LUCKY_END,
     SEED_OPTIMISM,
     SMALLEST_ERROR,
     Forecast,
@@ -47,12 +46,12 @@ def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
 
 
 def race(**changes: Any) -> Race:
-    """One that knows of the spread of seeds, and that errors halve from any epoch on, with luck."""
+    """One that knows of the spread of seeds, and that errors halve from any epoch on."""
     known: dict[str, Any] = {
         "needed": {7: 0.05},
         "seeds": 3,
         "seed_spread": 0.2,
-        "forecasts": (None, *[Forecast(1.0, likely=math.log(0.8), lucky=math.log(0.5))] * 4),
+        "forecasts": (None, *[Forecast(1.0, math.log(0.5))] * 4),
     }
     return Race(**(known | changes))
 
@@ -90,13 +89,13 @@ def test_a_candidate_that_needs_nothing_gets_everything(candidate: Candidate) ->
 
 
 @given(st.floats(0.0, 0.999), st.floats(0.001, 0.6))
-def test_thresholds_stop_just_the_runs_that_even_a_lucky_end_would_leave_short(
+def test_thresholds_stop_just_the_runs_that_their_probable_end_leaves_short(
     accuracy: float, needed: float
 ) -> None:
     candidate = BioTune(BLOCKS, population=8, elites=2).ask()[7]
     held = race(needed={7: needed}, seeds=1)
     thresholds = held.must_reach(candidate, [])
-    reached = 0.5 * (1 - accuracy + SMALLEST_ERROR) - SMALLEST_ERROR  # with a lucky end
+    reached = 0.5 * (1 - accuracy + SMALLEST_ERROR) - SMALLEST_ERROR
     stop = stopping_epoch([0.0, accuracy], thresholds)
     if abs(reached - needed) > 1e-9:
         assert (stop is not None) == (reached > needed)
@@ -117,15 +116,10 @@ def test_a_later_seed_has_to_make_up_for_a_poor_first_one(candidate: Candidate) 
 
 @pytest.mark.parametrize("slope", [0.3, 0.7, 1.0])
 @given(needed=st.floats(0.001, 0.5))
-def test_from_the_most_error_a_lucky_run_ends_with_just_what_is_needed(
-    slope: float, needed: float
-) -> None:
-    forecast = Forecast(slope, likely=-0.5, lucky=-1.0)
-    most = forecast.most_error_for(needed)
-    lucky = replace(forecast, likely=forecast.lucky)
-    assert lucky.likely_error_after(most) == pytest.approx(needed)
-    assert forecast.likely_error_after(most) > needed
-    assert forecast.most_error_for(-0.1) == 0.0
+def test_what_must_come_before_an_end_is_what_forecasts_it(slope: float, needed: float) -> None:
+    forecast = Forecast(slope, offset=-0.5)
+    assert forecast.end_after(forecast.most_before(needed)) == pytest.approx(needed)
+    assert forecast.most_before(-0.1) == 0.0
 
 
 def test_forecasts_are_the_regression_of_the_recorded_ends_on_the_errors_so_far(
@@ -144,9 +138,7 @@ def test_forecasts_are_the_regression_of_the_recorded_ends_on_the_errors_so_far(
     forecast = forecast_after(curves * 2, 2)  # of the better half of them
     assert forecast is not None
     assert forecast.slope == pytest.approx(0.5, abs=0.15)
-    assert forecast.likely_error_after(0.05) == pytest.approx(
-        math.sqrt(0.052) * math.exp(-2.5), 0.15
-    )
+    assert forecast.end_after(0.05) == pytest.approx(math.sqrt(0.052) * math.exp(-2.5), 0.15)
 
 
 # --- what a race knows
@@ -220,9 +212,9 @@ def test_a_stopped_candidate_scores_what_it_was_heading_for_but_no_better_than_i
     candidate: Candidate,
 ) -> None:
     held = race(needed={7: 0.05})
-    far = rising(0.5).up_to(2)  # of its error of .5, the typical run leaves .8
+    far = rising(0.5).up_to(2)  # half of its error is left at the end
     error = 1 - max(far.validation_accuracy)
-    expected = 0.8 * (error + SMALLEST_ERROR) - SMALLEST_ERROR
+    expected = 0.5 * (error + SMALLEST_ERROR) - SMALLEST_ERROR
     stopped = held.stopped(candidate, [run_of(far)])
     assert (stopped.outcome, stopped.fitness) == ("stopped", pytest.approx(expected))
     near = rising(0.97).up_to(EPOCHS - 1)
@@ -266,7 +258,7 @@ def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
     assert set(held.must_reach(fresh, [])) == {0.0}
 
 
-def test_no_recorded_run_that_became_an_elite_would_have_been_stopped_but_for_the_luckiest(
+def test_no_more_than_half_of_the_recorded_runs_that_became_elites_would_have_been_stopped(
     candidate: Candidate,
 ) -> None:
     """Of the curves that the thresholds come from, no more are misjudged at any epoch than said."""
@@ -285,7 +277,7 @@ def test_no_recorded_run_that_became_an_elite_would_have_been_stopped_but_for_th
     for epoch in range(2, EPOCHS):
         only = tuple(t if e == epoch - 1 else 0.0 for e, t in enumerate(thresholds))
         stopped = sum(stopping_epoch(c.validation_accuracy, only) is not None for c in worthy)
-        assert stopped <= LUCKY_END * len(curves)
+        assert stopped <= 0.5 * len(worthy)
 
 
 # --- whole searches

@@ -56,9 +56,9 @@ def test_the_best_plan_is_the_confirmed_winner_and_its_genome_decodes_to_it(
 
 def test_there_is_a_row_for_every_candidate(pipeline: Pipeline) -> None:
     table = rows(pipeline.artifacts / "search/evaluations.csv")
-    assert [row["id"] for row in table] == [str(i) for i in range(5)]  # N + 2E + N - E
+    assert [row["id"] for row in table] == [str(i) for i in range(15)]  # scan + N + 2E + N - E
     metrics = json.loads((pipeline.artifacts / "search/metrics.json").read_text())
-    assert metrics["evaluations"] == 5
+    assert metrics["evaluations"] == 15
     for row in table:
         importances = [float(v) for k, v in row.items() if k.startswith("importance.")]
         multipliers = {
