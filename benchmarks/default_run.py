@@ -7,7 +7,9 @@ is an anecdote; this prints the table of all seeds, none left out.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,14 @@ def main(
     params = _on(data, load_params(params_file), work)
     prepared = work / f"{data}_prepared"
     if not prepared.exists():
-        prepare.run(params, images=Path(params.prepare.path), out=prepared)
+        with redirect_stdout(sys.stderr):
+            prepare.run(params, images=Path(params.prepare.path), out=prepared)
     rows = []
     for variant in variants:
         for seed in range(seeds):
             chosen = _with(params, {"seed": seed, **VARIANTS[variant]})
-            row = {"search": variant, **_run_seed(chosen, prepared, work / data / f"{seed}")}
+            with redirect_stdout(sys.stderr):  # the tables of each stage
+                row = {"search": variant, **_run_seed(chosen, prepared, work / data / f"{seed}")}
             click.echo(str(row), err=True)
             rows.append(row)
             if json_file is not None:
