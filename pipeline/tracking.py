@@ -13,8 +13,10 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,77 +59,81 @@ class TrackedRun:
     seconds: float
 
 
-class StageRun:
-    """The MLflow run of one stage; made by :func:`tracked_stage`."""
+@dataclass(frozen=True)
+class _Destination:
+    """Where a stage's records go."""
 
-    def __init__(self, client: MlflowClient | None, experiment: str, run_id: str) -> None:
-        self._client = client
-        self._experiment = experiment
-        self._run_id = run_id
+    client: MlflowClient
+    experiment: str
+    run_id: str
+
+
+class StageRun:
+    """The MLflow run of one stage; made by :func:`tracked_stage`.
+
+    Records are sent in their order by a thread of their own, so that no training waits for a
+    database or a network.
+    """
+
+    def __init__(self, sender: Executor, start: Callable[[], _Destination]) -> None:
+        self._sender = sender
+        self._destination = sender.submit(start)
+        self._reachable = True
         self.untracked = 0
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log final figures, nested ones under dotted names; what is no number is left out."""
-        self._send(lambda client: client.log_batch(self._run_id, _metrics(_numbers(metrics))))
+        numbers = _numbers(metrics)
+        self._send(lambda to: to.client.log_batch(to.run_id, _metrics(numbers)))
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Say of the stage's run what is no number."""
-        from mlflow.entities import RunTag
 
-        entries = [RunTag(key, value) for key, value in tags.items()]
-        self._send(lambda client: client.log_batch(self._run_id, tags=entries))
+        def send(to: _Destination) -> None:
+            from mlflow.entities import RunTag
+
+            entries = [RunTag(key, value) for key, value in tags.items()]
+            to.client.log_batch(to.run_id, tags=entries)
+
+        self._send(send)
 
     def artifacts(self, files: Iterable[Path]) -> None:
-        """Upload files."""
+        """Upload files; they must stay until the stage's end."""
         for file in files:
-            self._send(lambda client, file=file: client.log_artifact(self._run_id, str(file)))  # type: ignore[misc]
+            self._send(lambda to, file=file: to.client.log_artifact(to.run_id, str(file)))  # type: ignore[misc]
 
     def figures(self, draw: Callable[[], Mapping[str, Figure]]) -> None:
         """Draw pictures, file name → matplotlib figure, and upload them."""
 
-        def send(client: MlflowClient) -> None:
+        def send(to: _Destination) -> None:
             for name, figure in draw().items():
-                client.log_figure(self._run_id, figure, f"plots/{name}")
+                to.client.log_figure(to.run_id, figure, f"plots/{name}")
 
         self._send(send)
 
     def child(self, run: TrackedRun) -> None:
         """Add a finished run below this one."""
-        self._send(lambda client: self._log_child(client, run))
+        end = _now()
+        self._send(lambda to: _log_child(to, run, end))
 
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self._send(lambda client: client.set_terminated(self._run_id, status))
-
-    def _log_child(self, client: MlflowClient, run: TrackedRun) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
         end = _now()
-        tags = {"mlflow.runName": run.name, "mlflow.parentRunId": self._run_id, **run.tags}
-        created = client.create_run(self._experiment, start_time=end - round(1000 * run.seconds))
-        curves = [
-            Metric(key, value, end, step)
-            for key, values in run.curves.items()
-            for step, value in enumerate(values)
-        ]
-        client.log_batch(
-            created.info.run_id,
-            [*_metrics(run.metrics), *curves],
-            [Param(key, value) for key, value in run.params.items()],
-            [RunTag(key, value) for key, value in tags.items()],
-        )
-        client.set_terminated(created.info.run_id, "FINISHED", end)
+        self._send(lambda to: to.client.set_terminated(to.run_id, status, end))
 
-    def _send(self, request: Callable[[MlflowClient], object]) -> None:
+    def _send(self, request: Callable[[_Destination], object]) -> None:
+        self._sender.submit(self._try, request)
+
+    def _try(self, request: Callable[[_Destination], object]) -> None:
         """Do it, or say once that MLflow cannot be reached and leave it from then on."""
-        if self._client is None:
+        if not self._reachable:
             self.untracked += 1
             return
         try:
-            request(self._client)
+            request(self._destination.result())
         except Exception as error:  # whatever goes wrong there must not stop a training
             log.warning("MLflow does not answer, this stage goes on untracked: %s", error)
-            self._client = None
+            self._reachable = False
             self.untracked += 1
 
 
@@ -135,7 +141,8 @@ class StageRun:
 def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> Iterator[StageRun]:
     """The run of one stage, below the run of its pipeline, which is made by whoever comes first.
 
-    The store is ``MLFLOW_TRACKING_URI``, by default a SQLite file in the home folder.
+    The store is ``MLFLOW_TRACKING_URI``, by default a SQLite file in the home folder. On leaving,
+    what is still to be sent is waited for.
 
     Args:
         stage: ``search``, ``finetune``, ``evaluate`` or ``export``.
@@ -143,13 +150,14 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         fingerprint: of the prepared images.
         home: see :func:`pipeline.home.biotune_home`.
     """
-    run = _start(stage, params, fingerprint, home)
-    try:
-        yield run
-    except BaseException as error:
-        run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    run.end("FINISHED")
+    with ThreadPoolExecutor(1, thread_name_prefix="mlflow") as sender:
+        run = StageRun(sender, partial(_start, stage, params, fingerprint, home, _now()))
+        try:
+            yield run
+        except BaseException as error:
+            run.end("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        run.end("FINISHED")
     if run.untracked:
         log.warning("%d records of the %s stage are not in MLflow", run.untracked, stage)
 
@@ -169,7 +177,7 @@ def pipeline_id(params: Params, fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _start(stage: str, params: Params, fingerprint: str, home: Path) -> StageRun:
+def _start(stage: str, params: Params, fingerprint: str, home: Path, begin: int) -> _Destination:
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
@@ -177,25 +185,41 @@ def _start(stage: str, params: Params, fingerprint: str, home: Path) -> StageRun
     # A server that is away must cost seconds, not the library's minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    try:
-        client = MlflowClient(tracking_uri(home))
-        experiment = _experiment(client, params.tracking.experiment, home)
-        parent = _pipeline_run(client, experiment, pipeline_id(params, fingerprint))
-        tags = {"mlflow.parentRunId": parent, "mlflow.runName": stage, "biotune.stage": stage}
-        run_id = client.create_run(experiment, tags=tags).info.run_id
-        section = params.model_dump(mode="json", include={stage, "model", "prepare", "runtime"})
-        client.log_batch(
-            run_id,
-            params=[
-                Param(f"{name}.{key}", str(value))
-                for name, keys in section.items()
-                for key, value in keys.items()
-            ],
-        )
-    except Exception as error:  # as in _send
-        log.warning("MLflow does not answer, the %s stage goes on untracked: %s", stage, error)
-        return StageRun(None, "", "")
-    return StageRun(client, experiment, run_id)
+    client = MlflowClient(tracking_uri(home))
+    experiment = _experiment(client, params.tracking.experiment, home)
+    parent = _pipeline_run(client, experiment, pipeline_id(params, fingerprint))
+    tags = {"mlflow.parentRunId": parent, "mlflow.runName": stage, "biotune.stage": stage}
+    run_id = client.create_run(experiment, start_time=begin, tags=tags).info.run_id
+    section = params.model_dump(mode="json", include={stage, "model", "prepare", "runtime"})
+    client.log_batch(
+        run_id,
+        params=[
+            Param(f"{name}.{key}", str(value))
+            for name, keys in section.items()
+            for key, value in keys.items()
+        ],
+    )
+    return _Destination(client, experiment, run_id)
+
+
+def _log_child(to: _Destination, run: TrackedRun, end: int) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    tags = {"mlflow.runName": run.name, "mlflow.parentRunId": to.run_id, **run.tags}
+    start = end - round(1000 * run.seconds)
+    created = to.client.create_run(to.experiment, start_time=start)
+    curves = [
+        Metric(key, value, end, step)
+        for key, values in run.curves.items()
+        for step, value in enumerate(values)
+    ]
+    to.client.log_batch(
+        created.info.run_id,
+        [*_metrics(run.metrics), *curves],
+        [Param(key, value) for key, value in run.params.items()],
+        [RunTag(key, value) for key, value in tags.items()],
+    )
+    to.client.set_terminated(created.info.run_id, "FINISHED", end)
 
 
 def _experiment(client: MlflowClient, name: str, home: Path) -> str:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from biotune.finetuning.fitness import TrainingTask
+from pipeline import tracking
 from pipeline.evolve import SearchResult, evolve
 from pipeline.params import Params
 from pipeline.plots import search_figures
 from pipeline.tables import tracked_genome
-from pipeline.tracking import PIPELINE_TAG, pipeline_id, tracked_stage, tracking_uri
+from pipeline.tracking import (
+    PIPELINE_TAG,
+    TrackedRun,
+    pipeline_id,
+    tracked_stage,
+    tracking_uri,
+)
 from tests.pipeline.trainings import BLOCKS, Trainings, curve
 
 BASE_LR = 0.001
@@ -195,6 +204,36 @@ def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_own_store")
+def test_nothing_waits_for_mlflow_and_all_arrives_in_order_with_the_times_it_happened_at(
+    default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, may_answer = tracking._start, threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        assert may_answer.wait(timeout=60)
+        return start(*arguments)
+
+    monkeypatch.setattr(tracking, "_start", slow)
+    with tracked_stage("search", default_params, "data", tmp_path) as tracked:
+        for name in ("first", "second", "third"):
+            tracked.child(TrackedRun(name, {}, {"fitness": 0.5}, {}, {}, seconds=2))
+        assert not (tmp_path / "mlflow.db").exists(), "all three were taken while MLflow was away"
+        happened = 1000 * time.time()
+        time.sleep(0.01)
+        may_answer.set()
+    client = MlflowClient(tracking_uri(tmp_path))
+    (pipeline,) = pipelines(client)
+    (stage,) = children(client, pipeline)
+    assert stage.info.status == "FINISHED"
+    assert stage.info.start_time <= happened
+    genomes = children(client, stage)[::-1]  # MLflow lists the newest first
+    assert [run.info.run_name for run in genomes] == ["first", "second", "third"]
+    assert all(run.info.end_time <= happened for run in genomes)
+    assert all(run.info.end_time - run.info.start_time == 2000 for run in genomes)
+
+
+@pytest.mark.slow
 def test_a_server_that_is_away_is_said_and_stops_nothing(
     default_params: Params,
     tmp_path: Path,
@@ -204,7 +243,7 @@ def test_a_server_that_is_away_is_said_and_stops_nothing(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     result = search(default_params, tmp_path)
     assert result.winner
-    assert "MLflow does not answer, the search stage goes on untracked" in caplog.text
+    assert "MLflow does not answer, this stage goes on untracked" in caplog.text
     # One for each genome, one for the metrics, one for the pictures, and the run's end.
     assert f"{len(result.evaluated) + 3} records of the search stage are not in" in caplog.text
 
