@@ -43,7 +43,7 @@ class Measured:
             self.stage_done = time.perf_counter()
             end(run, status)
 
-        tracking.StageRun.end = noted  # type: ignore[method-assign]
+        tracking.StageRun.end = noted  # type: ignore[assignment, method-assign]
 
     def _sending(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
@@ -67,7 +67,7 @@ def timed_search(params: Params, prepared: Path, folder: Path, tracked: bool) ->
     os.environ["BIOTUNE_HOME"] = str(folder / "home")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if not tracked:
-        tracking._start = no_tracking
+        tracking._start = no_tracking  # type: ignore[assignment]
     measured = Measured()
     measured.install()
     names = ("best.json", "all.csv", "confirmed.csv", "metrics.json")
