@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -150,7 +152,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         fingerprint: of the prepared images.
         home: see :func:`pipeline.home.biotune_home`.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="mlflow") as sender:
+    with ThreadPoolExecutor(1, "mlflow", initializer=_give_way) as sender:
         run = StageRun(sender, partial(_start, stage, params, fingerprint, home, _now()))
         try:
             yield run
@@ -160,6 +162,12 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         run.end("FINISHED")
     if run.untracked:
         log.warning("%d records of the %s stage are not in MLflow", run.untracked, stage)
+
+
+def _give_way() -> None:
+    """Leave the processors to the training workers while they need them."""
+    if sys.platform == "linux":  # where threads have a priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def tracking_uri(home: Path) -> str:
@@ -203,11 +211,11 @@ def _start(stage: str, params: Params, fingerprint: str, home: Path, begin: int)
 
 
 def _log_child(to: _Destination, run: TrackedRun, end: int) -> None:
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     tags = {"mlflow.runName": run.name, "mlflow.parentRunId": to.run_id, **run.tags}
     start = end - round(1000 * run.seconds)
-    created = to.client.create_run(to.experiment, start_time=start)
+    created = to.client.create_run(to.experiment, start_time=start, tags=tags)
     curves = [
         Metric(key, value, end, step)
         for key, values in run.curves.items()
@@ -217,7 +225,6 @@ def _log_child(to: _Destination, run: TrackedRun, end: int) -> None:
         created.info.run_id,
         [*_metrics(run.metrics), *curves],
         [Param(key, value) for key, value in run.params.items()],
-        [RunTag(key, value) for key, value in tags.items()],
     )
     to.client.set_terminated(created.info.run_id, "FINISHED", end)
 
