@@ -189,7 +189,8 @@ def _start(stage: str, params: Params, fingerprint: str, home: Path, begin: int)
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # hundreds of lines for a new database
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # hundreds of lines for a new database
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # A server that is away must cost seconds, not the library's minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
