@@ -68,9 +68,8 @@ def main(
     """
     params = _on(data, load_params(params_file), work)
     prepared = work / f"{data}_prepared"
-    if not prepared.exists():
-        with redirect_stdout(sys.stderr):
-            prepare.run(params, images=Path(params.prepare.path), out=prepared)
+    with redirect_stdout(sys.stderr):
+        prepare.run(params, images=Path(params.prepare.path), out=prepared)
     rows = []
     for variant in variants:
         for seed in range(seeds):

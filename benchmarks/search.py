@@ -279,7 +279,8 @@ def main(
     """Compare searches with and without racing on digits, three training seeds each.
 
     Population 6, generations 3, elites 2; all else as the params file says. It takes hours: seeds
-    that the JSON file holds already are not run again, so a run that was stopped goes on.
+    that the JSON file holds already are not run again, so a run that was stopped goes on. With
+    other params, or another version of BioTune, name another file.
 
     \b
     Examples:
@@ -295,7 +296,8 @@ def main(
         prepare_digits(prepared, image_size, 300)
     rows: list[dict[str, Any]] = []
     if json_file is not None and json_file.exists():
-        rows = json.loads(json_file.read_text())["searches"]
+        known = json.loads(json_file.read_text())["searches"]
+        rows = [row for row in known if row["seed"] < seeds]
     missing = sorted(set(range(seeds)) - {row["seed"] for row in rows})
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)

@@ -101,7 +101,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 @click.command()
 @click.option("--params", "params_file", type=click.Path(path_type=Path), default="params.yaml")
-@click.option("--generations", default=7, show_default=True, help="7 make 101 candidates.")
+@click.option("--generations", default=7, show_default=True, help="7 make 111 candidates.")
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
 def main(params_file: Path, generations: int, rounds: int, json_file: Path | None) -> None:

@@ -37,7 +37,9 @@ FIRST_SEEDS = 2
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A plan's score from fresh seeds, and fresh divisions of the images: no lucky one.
+    """A plan's score from fresh seeds, and fresh divisions of the images: hardly a lucky one.
+
+    Where the search has one training seed, racing picks the plan by two of the five as well.
 
     Attributes:
         name: ``candidate 12``, or the recipe's name.

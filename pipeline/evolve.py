@@ -24,8 +24,8 @@ class EvaluatedCandidate:
     Attributes:
         candidate: with its evaluation.
         runs: one for each training seed that was run, in the order of the seeds.
-        repeat_of: id of the first candidate of this search with the same plan and fold, which was
-            not trained again; None for most.
+        repeat_of: id of the first candidate of this search with the same plan and fold; None for
+            most. Of the two, only what was stopped may have been trained further.
     """
 
     candidate: Candidate
@@ -142,14 +142,14 @@ def _train(
 ) -> Iterator[tuple[int, tuple[TrainingRun, ...], Evaluation]]:
     """Every candidate's id, with its runs and score, as soon as it is known."""
     seeds = params.training_seeds
-    at_first = 1 if params.races_seeds else len(seeds)
+    at_first = len(seeds) if params.racing is False else 1
     wanted = {
         key: at_once([_task(one, seed, (), race, params) for seed in seeds[:at_first]])
         for key, one in batch.items()
     }
     first = dict(follow(wanted, runs, cost_rank))
     going_on = set(batch)
-    if at_first < len(seeds):
+    if params.races_seeds and len(seeds) > 1:
         going_on = deserve_all_seeds(batch, first, race, params.elites)
     for key in batch:
         if key not in going_on:
@@ -168,7 +168,8 @@ def _race(
     return start_race(
         search.ask(),
         search.standing_elites,
-        [(one.candidate, one.runs) for one in evaluated.values()],
+        # By id: in the order in which they finished, sums would differ in their last bits.
+        [(evaluated[key].candidate, evaluated[key].runs) for key in sorted(evaluated)],
         len(params.training_seeds),
         params.epochs,
     )
@@ -200,7 +201,8 @@ def _next_seed(
         left = params.training_seeds[len(done) :]
         if not left or done[-1].curve.outcome != "finished":
             return []
-        if race is not None and not race.deserves_another_seed(candidate, done):
+        hopeless = race is not None and not race.deserves_another_seed(candidate, done)
+        if params.races_seeds and hopeless:
             return []
         return [_task(candidate, left[0], done, race, params)]
 

@@ -13,8 +13,8 @@ And no more candidates of a batch get further seeds than can change anything, by
 see :func:`deserve_all_seeds`. That is all that holds for the first generation, whose runs all go to
 their end.
 
-A stopped candidate ranks after every finished one; it is never confirmed or returned. Its fitness,
-which the extinction factors take, is what it would probably have come to.
+A stopped candidate ranks after every finished one, and is not confirmed; only the best recipe is in
+any case. Its fitness, which the extinction factors take, is what it would probably have come to.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ def deserve_all_seeds(
     """Who of a batch may get more than its first training seed; all others are stopped.
 
     No more than can change anything: of each elite's trials the best, of the offspring as many as
-    there are elites; of the first generation, which has no elites to be held against, the better
-    half, and at least one more than elites.
+    there are elites; of the first generation, which has no elites to be held against, one more
+    than there are elites.
 
     Args:
         batch: by id.

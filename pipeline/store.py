@@ -71,15 +71,17 @@ class EvaluationStore:
         """
         if curve.outcome == "infeasible":
             return
-        known = self._read(task)
-        if curve.outcome == "stopped" and known is not None:
-            longer = len(curve.validation_accuracy) > len(known.validation_accuracy)
-            if known.outcome != "stopped" or not longer:
-                return
-        self._database.execute(
-            "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
-            (self._key(task), self._describe(task), json.dumps(asdict(curve))),
-        )
+        self._database.execute("BEGIN IMMEDIATE")  # another search may be writing the same
+        with self._database:
+            known = self._read(task)
+            if curve.outcome == "stopped" and known is not None:
+                longer = len(curve.validation_accuracy) > len(known.validation_accuracy)
+                if known.outcome != "stopped" or not longer:
+                    return
+            self._database.execute(
+                "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
+                (self._key(task), self._describe(task), json.dumps(asdict(curve))),
+            )
 
     def _read(self, task: TrainingTask) -> LearningCurve | None:
         row = self._database.execute(

@@ -55,7 +55,9 @@ def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: in
         curves[f"seed{run.task.seed}.validation_accuracy"] = run.curve.validation_accuracy
         curves[f"seed{run.task.seed}.validation_brier"] = run.curve.validation_brier
     trained = sum(run.curve.seconds for run in one.runs if not run.from_store)
-    known = one.repeat_of is not None or all(run.from_store for run in one.runs)
+    # What was stopped may have been trained further when its plan came again.
+    repeated = one.repeat_of is not None and candidate.finished
+    known = repeated or all(run.from_store for run in one.runs)
     return TrackedRun(
         name=f"genome {candidate.id}",
         params={

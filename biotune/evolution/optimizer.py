@@ -169,7 +169,7 @@ class BioTune:
 
     @property
     def standing_elites(self) -> list[Candidate]:
-        """The elites that the candidates asked for now compete with, best first.
+        """The elites that the candidates asked for now compete with.
 
         None while the initial population, or the scan before it, is scored: the recipes are in it,
         which all must be held against. With several folds, they may still have the score of

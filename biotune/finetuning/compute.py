@@ -63,6 +63,9 @@ class Compute:
             precision = "tf32" if self.precision == "tf32" else "ieee"
             torch.backends.cuda.matmul.fp32_precision = precision
             torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+            # Otherwise cuDNN's backward passes give other bits each time.
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.benchmark = False
         if self.compile:
             # torch counts all layers as one function, each with several modes and plans.
             torch._dynamo.config.recompile_limit = 1000

@@ -71,6 +71,7 @@ class FeatureCache:
         self._rows = np.full(len(images), -1, dtype=np.int64)
         self._rows[cached] = np.arange(len(cached))
         self._by_cut: OrderedDict[int, _Features] = OrderedDict()
+        self._too_large: set[int] = set()
 
     @property
     def used(self) -> int:
@@ -106,11 +107,12 @@ class FeatureCache:
     def _kept(self, indices: NDArray[np.int64], cut: int) -> _Features | None:
         """The features at this cut with those of ``indices`` filled in; None if too large."""
         rows = self._rows[indices]
-        if self._limit == 0 or (rows < 0).any():
+        if self._limit == 0 or cut in self._too_large or (rows < 0).any():
             return None
         if cut not in self._by_cut:
             first = self._computed(indices[:CHUNK], cut)
             if not self._make_room(cut, first):
+                self._too_large.add(cut)  # its size was to be known, and is: not again
                 return None
             self._keep(indices[:CHUNK], cut, first)
         kept = self._by_cut[cut]

@@ -41,6 +41,13 @@ def rising(final: float, epochs: int = EPOCHS, start: float = 0.5) -> LearningCu
     return LearningCurve((1.0,) * epochs, accuracies, (0.1,) * epochs, 10, "finished", 0.5)
 
 
+def unsteady(final: float, rng: np.random.Generator) -> LearningCurve:
+    """The same with noise of a tenth of the error."""
+    errors = np.geomspace(0.5, 1 - final, EPOCHS) * np.exp(rng.normal(0, 0.1, EPOCHS))
+    accuracies = tuple(float(1 - error) for error in errors)
+    return replace(rising(final), validation_accuracy=accuracies)
+
+
 def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
     return TrainingRun(task(seed=seed), curve, from_store=False)
 
@@ -258,12 +265,12 @@ def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
     assert set(held.must_reach(fresh, [])) == {0.0}
 
 
-def test_no_more_than_half_of_the_recorded_runs_that_became_elites_would_have_been_stopped(
+def test_of_recorded_runs_that_would_do_most_go_on_and_of_the_others_few(
     candidate: Candidate,
 ) -> None:
-    """Of the curves that the thresholds come from, no more are misjudged at any epoch than said."""
+    """All thresholds together, on curves as unsteady as real ones."""
     rng = np.random.default_rng(0)
-    curves = [rising(a, start=s) for a, s in rng.uniform([0.8, 0.3], [0.99, 0.8], (40, 2))]
+    curves = [unsteady(a, rng) for a in rng.uniform(0.8, 0.99, 60)]
     elite = replace(candidate, evaluation=Evaluation(0.05))
     pairs = [
         (replace(candidate, evaluation=Evaluation(0.1)), [run_of(curve, seed)])
@@ -274,10 +281,10 @@ def test_no_more_than_half_of_the_recorded_runs_that_became_elites_would_have_be
     assert held is not None
     thresholds = held.must_reach(fresh, [])
     worthy = [c for c in curves if max(c.validation_accuracy) >= 0.95]
-    for epoch in range(2, EPOCHS):
-        only = tuple(t if e == epoch - 1 else 0.0 for e, t in enumerate(thresholds))
-        stopped = sum(stopping_epoch(c.validation_accuracy, only) is not None for c in worthy)
-        assert stopped <= 0.5 * len(worthy)
+    others = [c for c in curves if c not in worthy]
+    for group, most, least in ((worthy, 0.5, 0.0), (others, 1.0, 0.8)):
+        stopped = [stopping_epoch(c.validation_accuracy, thresholds) is not None for c in group]
+        assert least <= np.mean(stopped) <= most
 
 
 # --- whole searches
@@ -286,8 +293,10 @@ def test_no_more_than_half_of_the_recorded_runs_that_became_elites_would_have_be
 def search_with(params: SearchParams, **options: Any) -> tuple[SearchResult, Trainings]:
     def answer(task: TrainingTask) -> LearningCurve:
         """Plans are better the fewer blocks they train; a seed is worth up to a point."""
-        noise = np.random.default_rng([task.seed, len(str(task.plan))]).uniform(-0.01, 0.01)
-        return rising(0.95 - 0.08 * len(task.plan.trained_blocks) + noise)
+        text = str(task.plan)
+        rng = np.random.default_rng([task.seed, *text.encode()])
+        final = 0.95 - 0.08 * len(task.plan.trained_blocks) + rng.uniform(-0.01, 0.01)
+        return rising(final, start=rng.uniform(0.4, 0.7))
 
     trainings = Trainings(answer, **options)
     return evolve(params, BLOCKS, trainings, lambda _: None, lambda _: None), trainings
@@ -326,7 +335,10 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
         lengths = {len(run.curve.validation_accuracy) for one in stopped for run in one.runs}
         assert lengths == {EPOCHS}
     if racing == "epochs":
-        assert {len(one.runs) for one in raced.evaluated} == {3}
+        for one in raced.evaluated:
+            *earlier, last = (run.curve.outcome for run in one.runs)
+            assert set(earlier) <= {"finished"}
+            assert len(one.runs) == 3 or last == "stopped"
 
 
 def test_one_training_seed_leaves_the_first_generation_whole(params: SearchParams) -> None:

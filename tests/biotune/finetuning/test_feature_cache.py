@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,18 +168,23 @@ def test_the_input_is_normalised_once_and_then_comes_from_the_cache(
     assert torch.equal(one.kept.features(chosen, 0), expected)
 
 
-def test_a_deeper_cut_starts_from_the_nearest_that_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    one = Network("toy", "fp32")
-    ran: list[int] = []
+def _counted(ran: list[int]) -> Callable[[Backbone, int, int, torch.Tensor], torch.Tensor]:
+    """``run_layers``, which notes from which layer it was run."""
     run_layers = Backbone.run_layers
 
     def note(self: Backbone, begin: int, end: int, features: torch.Tensor) -> torch.Tensor:
         ran.append(begin)
         return run_layers(self, begin, end, features)
 
-    monkeypatch.setattr(Backbone, "run_layers", note)
+    return note
+
+
+def test_a_deeper_cut_starts_from_the_nearest_that_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Network("toy", "fp32")
+    ran: list[int] = []
+    monkeypatch.setattr(Backbone, "run_layers", _counted(ran))
     one.kept.features(np.arange(40), 3)
     assert set(ran) == {0}
     ran.clear()
@@ -189,7 +195,9 @@ def test_a_deeper_cut_starts_from_the_nearest_that_is_kept(
     assert not ran
 
 
-def test_what_was_unused_for_longest_makes_room_and_what_never_fits_is_not_kept() -> None:
+def test_what_was_unused_for_longest_makes_room_and_what_never_fits_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backbone = toy.backbone()
     images = np.zeros((100, 7, 7, 3), dtype=np.uint8)
     size = {cut: 100 * 4 * n for cut, n in {0: 3 * 49, 3: 4 * 9, 6: 6}.items()}
@@ -204,6 +212,12 @@ def test_what_was_unused_for_longest_makes_room_and_what_never_fits_is_not_kept(
     small = FeatureCache(backbone, images, Compute(), size[3])
     small.features(everything, 0)
     assert small.used == 0
+    ran: list[int] = []
+    monkeypatch.setattr(Backbone, "run_layers", _counted(ran))
+    tight = FeatureCache(backbone, images, Compute(), 1)
+    for _ in range(10):
+        tight.features(np.arange(CHUNK), 3)
+    assert len(ran) == 11, "its size was found out once, and then each batch is computed once"
     cache.clear()
     assert cache.used == 0
 
