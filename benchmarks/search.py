@@ -165,7 +165,8 @@ def stopped_elites(
     needed: dict[int, float],
     known: dict[TrainingTask, LearningCurve],
 ) -> dict[str, int]:
-    """How many candidates were stopped, and how many of those would have become an elite.
+    """How many candidates were stopped, and how many of those would have become an elite; and how
+    many did, of all that had an elite to beat.
 
     Args:
         found: a search's result.
@@ -185,10 +186,12 @@ def stopped_elites(
             curves.append(known[task])
         to_beat = needed.get(one.candidate.id, _first_elites(found))
         wrongly += evaluate(curves).fitness < to_beat
+    finished = [one.candidate for one in found.evaluated if one.candidate.finished]
     return {
         "candidates": len(found.evaluated),
         "stopped": len(stopped),
         "stopped elites": wrongly,
+        "later elites": sum(one.fitness < needed.get(one.id, 0.0) for one in finished),
     }
 
 
@@ -227,6 +230,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "candidates": sum(row["candidates"] for row in racing),
         "stopped": sum(row["stopped"] for row in racing),
         "stopped that would have become an elite": sum(row["stopped elites"] for row in racing),
+        "elites of later generations": sum(row["later elites"] for row in racing),
     }
 
 
@@ -256,6 +260,7 @@ def print_tables(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Non
             "of them, that would have become an elite",
             str(summary["stopped that would have become an elite"]),
         ),
+        ("candidates that did become one", str(summary["elites of later generations"])),
     ]
     click.echo(f"Machine: {one_line(describe_machine())}\n\n{markdown_table(shown, cells)}\n")
     click.echo(markdown_table(["racing against full fidelity", ""], figures))
