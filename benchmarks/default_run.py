@@ -118,13 +118,14 @@ def _run_seed(params: Params, prepared: Path, folder: Path) -> dict[str, Any]:
         params,
         prepared=prepared,
         best_plan=folder / "best.json",
-        files=finetune.FinetuneFiles(model, baseline, folder / "curves.csv", folder / "tune.json"),
+        files=finetune.FinetuneFiles(
+            model, baseline, folder / "seeds", folder / "curves.csv", folder / "tune.json"
+        ),
     )
     metrics = evaluate.run(
         params,
         prepared=prepared,
-        model=model,
-        baseline=baseline,
+        models=evaluate.EvaluatedModels(model, baseline, folder / "seeds"),
         files=evaluate.EvaluateFiles(
             *(folder / name for name in ("metrics.json", "predicted.csv", "confusion.csv", "c.csv"))
         ),
@@ -138,7 +139,7 @@ def _run_seed(params: Params, prepared: Path, folder: Path) -> dict[str, Any]:
         "best recipe": metrics["best_recipe"]["name"],
         "recipe's test accuracy": metrics["best_recipe"]["accuracy"],
         "epochs": sum(one.epochs for one in found.evaluated)
-        + sum(len(r.curve.validation_accuracy) for c in found.confirmations for r in c.runs),
+        + sum(len(r.curve.validation_score) for c in found.confirmations for r in c.runs),
         "search s": searched - begin,
         "all s": time.perf_counter() - begin,
     }

@@ -32,7 +32,7 @@ from biotune.plan import FineTunePlan
 
 
 class Evaluator(Protocol):
-    """Trains a plan with a seed; returns the validation accuracy after each epoch."""
+    """Trains a plan with a seed; returns the validation score after each epoch."""
 
     def train(
         self, plan: FineTunePlan, settings: TrainingSettings, seed: int
@@ -64,7 +64,7 @@ class Measured:
     """One run.
 
     Attributes:
-        accuracies: validation accuracy after each epoch.
+        accuracies: validation score after each epoch.
         cpu_seconds: of the process, in the run.
         wall_seconds: of the run.
         prefix_seconds: the CPU seconds of these in which images were normalised and a frozen prefix
@@ -89,7 +89,7 @@ class Ours:
 
     def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Sequence[float]:
         with mock.patch.object(self.trainer.cache, "_computed", self._timed_prefix):
-            return self.trainer.train(TrainingTask(plan, seed, settings)).curve.validation_accuracy
+            return self.trainer.train(TrainingTask(plan, seed, settings)).curve.validation_score
 
     def _timed_prefix(self, indices: NDArray[np.int64], cut: int) -> Tensor:
         begin = time.process_time()

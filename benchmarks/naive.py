@@ -65,7 +65,7 @@ class NaiveEvaluator:
         self.validation_images = ImageFolder(images / "validation", transform)
 
     def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> list[float]:
-        """Train as a plan says; the validation accuracy after each epoch, balanced, in [0, 1]."""
+        """Train as a plan says; the validation score after each epoch, balanced, in [0, 1]."""
         torch.manual_seed(seed)
         backbone = self._build(seed)
         network = backbone.network

@@ -36,7 +36,7 @@ from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
 from biotune.finetuning.training import LearningCurve
 from biotune.plan import FineTunePlan
 from pipeline import evolve as loop
-from pipeline.compute import resolve_compute
+from pipeline.compute import resolve_compute, training_settings
 from pipeline.params import Params, load_params
 from pipeline.racing import Race, start_race
 from pipeline.runs import TrainingRun
@@ -70,7 +70,7 @@ class TimedRuns:
         curve = self._trainer.train(task).curve
         self.cpu_seconds += time.process_time() - begin
         self.runs += 1
-        self.epochs += len(curve.validation_accuracy)
+        self.epochs += len(curve.validation_score)
         if curve.outcome != "stopped":
             self.complete[whole] = curve
         return TrainingRun(task, curve, from_store=False)
@@ -155,7 +155,7 @@ def run_search(seed: int, mode: str) -> Search:
 def tested(plan: FineTunePlan) -> float:
     """Its held-out accuracy, measured once in each process."""
     if plan not in _tested:
-        settings = loop.training_settings(_params.search)
+        settings = training_settings(_params.search)
         _tested[plan] = held_out_accuracy(plan, _trainer, settings)
     return _tested[plan]
 
@@ -179,7 +179,7 @@ def stopped_elites(
     for one in stopped:
         curves = []
         for seed in _params.search.training_seeds:
-            settings = loop.training_settings(_params.search)
+            settings = training_settings(_params.search)
             task = TrainingTask(one.candidate.plan, seed, settings)
             if task not in known:
                 known[task] = _trainer.train(task).curve

@@ -114,7 +114,7 @@ class Evaluation:
     """What is known of one plan after it was tried.
 
     Attributes:
-        fitness: 1 − mean best validation accuracy, in [0, 1] for accuracies; minimised.
+        fitness: 1 − mean best validation score, in [0, 1] for accuracies; minimised.
         brier: multi-class Brier score on the validation images, in [0, 2]; the first tie-break.
         trained_parameters: parameters that the plan trains; the second tie-break.
         outcome: only ``finished`` evaluations are scores; all others rank after every finished one.

@@ -1,4 +1,4 @@
-"""What the ``runtime`` section means on this machine."""
+"""What the sections of ``params.yaml`` mean for training on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import torch
 from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.hardware import fastest_precision, hardware_feature
-from pipeline.params import RuntimeParams
+from biotune.finetuning.metrics import check_metric
+from biotune.finetuning.training import TrainingSettings
+from pipeline.params import FinetuneParams, RuntimeParams, SearchParams
 
 
 def resolve_device(device: str) -> str:
@@ -42,6 +44,34 @@ def resolve_compute(runtime: RuntimeParams, backbone: str) -> Compute:
     if precision == "auto":
         precision = fastest_precision(convolution_family(backbone), device)
     return Compute(device, precision, runtime.compile)
+
+
+def training_settings(section: SearchParams | FinetuneParams) -> TrainingSettings:
+    """How each run of a stage is trained."""
+    return TrainingSettings(
+        section.epochs,
+        section.patience,
+        section.batch_size,
+        section.base_lr,
+        section.metric,
+        section.class_weights,
+        section.label_smoothing,
+        section.augment,
+    )
+
+
+def check_training(section: SearchParams | FinetuneParams, classes: int) -> None:
+    """Find what does not fit the images before anything is trained, and say what costs time.
+
+    Raises:
+        ValueError: for a metric that is not defined for so many classes.
+    """
+    check_metric(section.metric, classes)
+    if section.augment != "none":
+        print(
+            f"Training images are changed at random ({section.augment}): what frozen blocks make "
+            "of them is computed anew each time; of validation images it is kept."
+        )
 
 
 def describe(compute: Compute) -> str:

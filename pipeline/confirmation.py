@@ -64,12 +64,12 @@ class Confirmation:
         return not self.recipe and len(self.runs) < CONFIRMATION_SEEDS
 
     def lead_over(self, other: Confirmation) -> tuple[float, float]:
-        """Mean difference in validation accuracy, on the same seeds and images; its standard error.
+        """Mean difference in validation score, on the same seeds and images; its standard error.
 
         Over the seeds that both have. Both must be finished.
         """
         pairs = zip(self.runs, other.runs, strict=False)
-        differences = np.array([_accuracy(own) - _accuracy(its) for own, its in pairs])
+        differences = np.array([_score(own) - _score(its) for own, its in pairs])
         spread = differences.std(ddof=1) / np.sqrt(len(differences))
         return float(differences.mean()), float(spread)
 
@@ -190,5 +190,5 @@ def _best_recipe(search: BioTune) -> Contender:
     return Contender(first.name, decode(first.genome, search.blocks, search.head), None, True)
 
 
-def _accuracy(run: TrainingRun) -> float:
-    return max(run.curve.validation_accuracy)
+def _score(run: TrainingRun) -> float:
+    return max(run.curve.validation_score)

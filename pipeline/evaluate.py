@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from biotune.data.prepared import PreparedImages
-from biotune.finetuning.backbones import block_sizes
-from biotune.finetuning.checkpoints import ModelCard, load_model_of
+from biotune.finetuning.backbones import Backbone, block_sizes
+from biotune.finetuning.checkpoints import ModelCard, load_model_of, seed_file
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.metrics import (
     class_scores,
@@ -37,16 +39,31 @@ class EvaluateFiles:
     classes: Path
 
 
+@dataclass(frozen=True)
+class EvaluatedModels:
+    """What the finetune stage wrote.
+
+    Attributes:
+        winner: a ``.safetensors``; its ``.json`` is beside it.
+        baseline: the best recipe's, likewise.
+        seeds: folder of the weights of every run, as
+            :func:`~biotune.finetuning.checkpoints.seed_file` names them.
+    """
+
+    winner: Path
+    baseline: Path
+    seeds: Path
+
+
 def run(
-    params: Params, *, prepared: Path, model: Path, baseline: Path, files: EvaluateFiles
+    params: Params, *, prepared: Path, models: EvaluatedModels, files: EvaluateFiles
 ) -> dict[str, Any]:
     """Measure both models on the test split, in fp32, and print them side by side.
 
     Args:
         params: the sections ``finetune``, ``runtime`` and ``tracking`` are used.
         prepared: folder that the prepare stage wrote.
-        model: the winner's ``.safetensors``; its ``.json`` is beside it.
-        baseline: the best recipe's, likewise.
+        models: to measure.
         files: to write.
 
     Returns:
@@ -60,8 +77,9 @@ def run(
     labels = images.labels[test.indices]
     compute = Compute(resolve_device(params.runtime.device))
     compute.set_up()
-    winner, card = load_model_of(model, images)
-    recipe, recipe_card = load_model_of(baseline, images)
+    winner, card = load_model_of(models.winner, images)
+    recipe, recipe_card = load_model_of(models.baseline, images)
+    by_seed = _seed_files(models.seeds, params.finetune.training_seeds)
     for backbone in (winner, recipe):
         backbone.network.to(compute.device)
     check_writable(files.metrics, files.predictions, files.confusion, files.classes)
@@ -72,11 +90,13 @@ def run(
         metrics = {
             **classifier_scores(probabilities, labels),
             **_trained(card),
+            "over_seeds": _over_seeds(winner, by_seed["winner"], test, compute),
             "test_images": len(test),
             "best_recipe": {
                 "name": recipe_card.name,
                 **classifier_scores(recipe_probabilities, labels),
                 **_trained(recipe_card),
+                "over_seeds": _over_seeds(recipe, by_seed["best_recipe"], test, compute),
             },
             "gain_over_best_recipe": _gain(probabilities, recipe_probabilities, labels),
         }
@@ -89,6 +109,35 @@ def run(
         tracked.artifacts([files.metrics, files.predictions, files.confusion, files.classes])
     _print_summary(card, metrics, params.finetune.base_lr)
     return metrics
+
+
+def _seed_files(seeds: Path, training_seeds: Sequence[int]) -> dict[str, list[Path]]:
+    """Role → weights of each of its runs; a recipe that won was trained once, as the winner."""
+    found = {}
+    for role in ("winner", "best_recipe"):
+        files = [seed_file(seeds, role, seed) for seed in training_seeds]
+        found[role] = files if files[0].exists() else found.get("winner", files)
+        for file in found[role]:
+            if not file.exists():
+                raise FileNotFoundError(f"there is no {file}; run the finetune stage again")
+    return found
+
+
+def _over_seeds(
+    backbone: Backbone, files: Sequence[Path], test: ImageSubset, compute: Compute
+) -> dict[str, float | None]:
+    """Mean and standard deviation of the test scores of all runs, of which one was kept."""
+    labels = test.labels[test.indices]
+    scores = []
+    for file in files:
+        backbone.network.load_state_dict(load_file(file, device=compute.device))
+        scores.append(classifier_scores(predict_probabilities(backbone, test, compute), labels))
+    figures: dict[str, float | None] = {}
+    for name in ("accuracy", "balanced_accuracy", "f1_macro"):
+        values = [float(score[name]) for score in scores]  # type: ignore[arg-type]
+        figures[f"{name}_mean"] = float(np.mean(values))
+        figures[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return figures
 
 
 def _trained(card: ModelCard) -> dict[str, float]:
@@ -144,6 +193,10 @@ def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> 
             f"{percent(low)} to {percent(high)}",
             f"{percent(recipe_low)} to {percent(recipe_high)}",
         ),
+        (
+            "accuracy over all seeds",
+            *(_mean_and_sd(own["over_seeds"]) for own in (metrics, recipe)),
+        ),
         *(
             (name.replace("_", " "), f"{metrics[name]:.4f}", f"{recipe[name]:.4f}")
             for name in (
@@ -171,3 +224,8 @@ def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> 
         f"Gain over the best recipe: {100 * gain['accuracy']:+.2f} points of accuracy "
         f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})"
     )
+
+
+def _mean_and_sd(over_seeds: Mapping[str, float | None]) -> str:
+    mean, sd = over_seeds["accuracy_mean"] or 0.0, over_seeds["accuracy_sd"]
+    return percent(mean, 2) if sd is None else f"{100 * mean:.2f} ± {100 * sd:.2f} %"

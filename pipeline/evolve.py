@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.optimizer import BioTune
 from biotune.finetuning.fitness import TrainingTask, evaluate
-from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
+from pipeline.compute import training_settings
 from pipeline.confirmation import CLEAR_LEAD, Confirmation, confirm, contenders
 from pipeline.errors import PipelineError
 from pipeline.params import SearchParams
@@ -35,7 +35,7 @@ class EvaluatedCandidate:
     @property
     def epochs(self) -> int:
         """Trained in all, over its seeds."""
-        return sum(len(run.curve.validation_accuracy) for run in self.runs)
+        return sum(len(run.curve.validation_score) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,6 @@ def evolve(
             on_evaluated(evaluated[key])
     confirmations = _confirmations(search, params, runs, on_confirmed)
     return SearchResult(tuple(evaluated[key] for key in sorted(evaluated)), confirmations)
-
-
-def training_settings(params: SearchParams) -> TrainingSettings:
-    """How each run of a search is trained."""
-    return TrainingSettings(params.epochs, params.patience, params.batch_size, params.base_lr)
 
 
 def _train(

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
 from biotune.finetuning.backbones import Backbone, build_backbone
-from biotune.finetuning.checkpoints import ModelCard
+from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.finetuning.training import LearningCurve
 from biotune.plan import FineTunePlan
-from pipeline.compute import describe, resolve_compute
+from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
@@ -30,10 +30,16 @@ from pipeline.tracking import TrackedRun, tracked_stage
 
 @dataclass(frozen=True)
 class FinetuneFiles:
-    """Where the finetune stage writes; each model is a ``.safetensors`` with a ``.json`` beside."""
+    """Where the finetune stage writes; each model is a ``.safetensors`` with a ``.json`` beside.
+
+    Attributes:
+        seeds: folder of the weights of every run; see
+            :func:`~biotune.finetuning.checkpoints.seed_file`.
+    """
 
     model: Path
     baseline: Path
+    seeds: Path
     curves: Path
     metrics: Path
 
@@ -60,14 +66,14 @@ class Finetuned:
         return min(self.curves, key=lambda seed: _validation_rank(self.curves[seed]))
 
     @property
-    def best_accuracy(self) -> float:
-        """The kept model's validation accuracy."""
-        return max(self.accuracies)
+    def best_score(self) -> float:
+        """The kept model's validation score."""
+        return max(self.scores)
 
     @property
-    def accuracies(self) -> list[float]:
-        """Best validation accuracy of every seed."""
-        return [max(curve.validation_accuracy) for curve in self.curves.values()]
+    def scores(self) -> list[float]:
+        """Best validation score of every seed."""
+        return [max(curve.validation_score) for curve in self.curves.values()]
 
 
 class FinetuningFailedError(PipelineError):
@@ -90,12 +96,13 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     images = PreparedImages.open(prepared)
     # The workers build it too; here it finds what is wrong with the weights before they start.
     backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
-    plans = _plans(best_plan, tuple(backbone.blocks))
+    plans = read_plans(best_plan, tuple(backbone.blocks))
+    check_training(params.finetune, len(images.classes))
     compute = resolve_compute(params.runtime, params.model.backbone)
     workers = resolve_workers(params.runtime.workers, compute.device)
     cache = params.runtime.feature_cache_bytes // workers
     setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
-    check_writable(files.model, files.baseline, files.curves, files.metrics)
+    check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     home = biotune_home()
     with (
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
@@ -103,9 +110,14 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         WorkerPool(setup, workers) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
-        winner, recipe = _train(plans, params, pool, Path(scratch))
+        trained = Path(scratch, "trained")
+        trained.mkdir()
+        winner, recipe = _train(plans, params, pool, trained)
         _keep(winner, files.model, images, backbone)
         _keep(recipe, files.baseline, images, backbone)
+        if files.seeds.exists():
+            files.seeds.rename(Path(scratch, "old"))
+        trained.rename(files.seeds)
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
         metrics = _metrics(both)
@@ -118,8 +130,16 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     return winner
 
 
-def _plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
-    """Role → name and plan, checked against the network before anything is trained."""
+def read_plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
+    """Role → name and plan, checked against the network before anything is trained.
+
+    Args:
+        best_plan: file that the search stage wrote.
+        blocks: of the network.
+
+    Raises:
+        ValueError, OSError: if it cannot be used.
+    """
     content = read_json(best_plan, made_by="search")
     entries: dict[str, Any] = {"winner": content, "best_recipe": content.get("best_recipe")}
     plans = {}
@@ -141,15 +161,13 @@ def _plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineT
 
 
 def _train(
-    plans: Mapping[str, tuple[str, FineTunePlan]], params: Params, pool: WorkerPool, scratch: Path
+    plans: Mapping[str, tuple[str, FineTunePlan]], params: Params, pool: WorkerPool, folder: Path
 ) -> list[Finetuned]:
-    """All runs side by side; each leaves its best epoch's tensors in ``scratch``."""
+    """All runs side by side; each leaves its best epoch's tensors in the folder."""
     section = params.finetune
-    settings = TrainingSettings(
-        section.epochs, section.patience, section.batch_size, section.base_lr
-    )
+    settings = training_settings(section)
     tasks = {
-        TrainingTask(plan, seed, settings): scratch / f"{role}-{seed}.safetensors"
+        TrainingTask(plan, seed, settings): seed_file(folder, role, seed)
         for role, (_, plan) in plans.items()  # the winner may be the recipe: it is trained once
         for seed in section.training_seeds
     }
@@ -183,7 +201,7 @@ def _keep(one: Finetuned, weights: Path, images: PreparedImages, backbone: Backb
         image_size=images.image_size,
         mean=backbone.mean,
         std=backbone.std,
-        validation_accuracy=one.best_accuracy,
+        validation_score=one.best_score,
     )
     with written_beside(weights) as beside:
         shutil.copyfile(one.weights[one.best_seed], beside)
@@ -192,7 +210,7 @@ def _keep(one: Finetuned, weights: Path, images: PreparedImages, backbone: Backb
 
 def _validation_rank(curve: LearningCurve) -> tuple[float, float]:
     best = curve.best_epoch
-    return -curve.validation_accuracy[best], curve.validation_brier[best]
+    return -curve.validation_score[best], curve.validation_brier[best]
 
 
 def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
@@ -202,7 +220,7 @@ def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
             "seed": seed,
             "epoch": epoch,
             "train_loss": curve.train_loss[epoch],
-            "validation_accuracy": curve.validation_accuracy[epoch],
+            "validation_score": curve.validation_score[epoch],
             "validation_brier": curve.validation_brier[epoch],
         }
         for role, one in both.items()
@@ -215,11 +233,11 @@ def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
 def _metrics(both: Mapping[str, Finetuned]) -> dict[str, Any]:
     return {
         role: {
-            "validation_accuracy": one.best_accuracy,
-            "validation_accuracy_mean": float(np.mean(one.accuracies)),
+            "validation_score": one.best_score,
+            "validation_score_mean": float(np.mean(one.scores)),
             # Of the sample: what one more seed would differ by. No spread is known from one seed.
-            "validation_accuracy_sd": float(np.std(one.accuracies, ddof=1))
-            if len(one.accuracies) > 1
+            "validation_score_sd": float(np.std(one.scores, ddof=1))
+            if len(one.scores) > 1
             else None,
         }
         for role, one in both.items()
@@ -231,10 +249,10 @@ def _tracked(role: str, one: Finetuned, seed: int) -> TrackedRun:
     return TrackedRun(
         name=f"{role} seed {seed}",
         params={"plan": str(one.plan), "seed": str(seed), "name": one.name},
-        metrics={"validation_accuracy": max(curve.validation_accuracy), "seconds": curve.seconds},
+        metrics={"validation_score": max(curve.validation_score), "seconds": curve.seconds},
         curves={
             "train_loss": curve.train_loss,
-            "validation_accuracy": curve.validation_accuracy,
+            "validation_score": curve.validation_score,
             "validation_brier": curve.validation_brier,
         },
         tags={"biotune.kind": "finetune", "biotune.kept": str(seed == one.best_seed).lower()},
@@ -246,9 +264,9 @@ def _print_summary(both: Mapping[str, Finetuned]) -> None:
     rows = [
         (
             f"{role.replace('_', ' ')}: {one.name}",
-            percent(one.best_accuracy, 2),
-            " ".join(percent(accuracy) for accuracy in one.accuracies),
+            percent(one.best_score, 2),
+            " ".join(percent(score) for score in one.scores),
         )
         for role, one in both.items()
     ]
-    print_table("Final fine-tuning", ["plan", "validation accuracy, kept", "each seed"], rows)
+    print_table("Final fine-tuning", ["plan", "validation score, kept", "each seed"], rows)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,6 +24,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from biotune.data.sources import SOURCES
 
 
 class ParamsError(ValueError):
@@ -41,6 +44,22 @@ def _device(device: object) -> object:
     return device
 
 
+def _source(source: str) -> str:
+    if source not in SOURCES:
+        near = get_close_matches(source, SOURCES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"expected one of {', '.join(SOURCES)}{hint}")
+    return source
+
+
+def _colour(colour: str) -> str:
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError as error:
+        raise ValueError("expected a colour as CSS writes it, such as white or #808080") from error
+    return colour
+
+
 def _workers(workers: object) -> object:
     if workers != "auto" and (type(workers) is not int or workers < 1):
         raise ValueError("expected auto, or how many, at least 1")
@@ -56,15 +75,35 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class TableParams(_Section):
+    """The labels of ``prepare.source: image_csv``."""
+
+    file: str
+    image_column: str
+    label_column: str
+    split_column: str | None
+
+
 class PrepareParams(_Section):
     """Where the images are, and how they are split."""
 
-    source: Literal["digits", "image_folder"]
+    source: Annotated[str, AfterValidator(_source)]
     path: str
+    table: TableParams | None
+    background: Annotated[str, AfterValidator(_colour)]
+    max_rejected: Annotated[float, Field(ge=0, le=1)]
     image_size: Annotated[int, Field(ge=16, le=2048)]
     train_images: Count | None
     validation_images: Count | None
     seed: Seed
+
+    @model_validator(mode="after")
+    def _table_for_csv_alone(self) -> Self:
+        if (self.table is not None) != (self.source == "image_csv"):
+            raise ValueError(
+                "table is needed for source: image_csv, and must be null for any other source"
+            )
+        return self
 
 
 class ModelParams(_Section):
@@ -80,6 +119,10 @@ class _Training(_Section):
     batch_size: Annotated[int, Field(ge=2)]
     base_lr: Annotated[float, Field(gt=0, le=1)]
     training_seeds: Seeds
+    metric: Literal["balanced_accuracy", "accuracy", "f1_macro", "auroc"]
+    class_weights: Literal["none", "balanced", "effective_number"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    augment: Literal["none", "flip", "randaugment", "trivialaugment"]
 
 
 class SearchParams(_Training):

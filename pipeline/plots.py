@@ -37,7 +37,7 @@ def fitness_by_generation(evaluated: Sequence[EvaluatedCandidate]) -> Figure:
     every = sorted(set(generations))
     best = [min(f for g, f in zip(generations, fitness, strict=True) if g <= e) for e in every]
     axes.step(every, best, where="post", color="tab:red", label="best so far")
-    axes.set(xlabel="generation", ylabel="fitness (1 - validation accuracy)", xticks=every)
+    axes.set(xlabel="generation", ylabel="fitness (1 - validation score)", xticks=every)
     axes.legend()
     return figure
 
@@ -67,7 +67,7 @@ def accuracy_against_parameters(evaluated: Sequence[EvaluatedCandidate]) -> Figu
         c=[one.candidate.generation for one in finished],
         cmap="viridis",
     )
-    axes.set(xlabel="trained parameters", ylabel="validation accuracy", xscale="log")
+    axes.set(xlabel="trained parameters", ylabel="validation score", xscale="log")
     figure.colorbar(points, label="generation")
     return figure
 

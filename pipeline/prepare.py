@@ -7,11 +7,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from biotune.data.prepared import PreparedImages, prepare_images
-from biotune.data.sources import open_source
+from biotune.data.prepared import PreparedImages
+from biotune.data.preparing import prepare_images
+from biotune.data.sources import ImageSource, LabelTable, open_source
 from biotune.data.splits import SPLITS
 from pipeline.console import print_table
 from pipeline.params import Params
+
+SHOWN_REASONS = 10
 
 
 def run(params: Params, *, images: Path, out: Path) -> PreparedImages:
@@ -19,14 +22,14 @@ def run(params: Params, *, images: Path, out: Path) -> PreparedImages:
 
     Args:
         params: its ``prepare`` section is used.
-        images: where an image folder's images are.
+        images: where the images are, or are downloaded to.
         out: folder to write, whole or not at all.
 
     Raises:
         ValueError, OSError: for images or counts that cannot be used; the message says which.
     """
     section = params.prepare
-    source = open_source(section.source, images)
+    source = source_of(params, images)
     with tqdm(total=len(source.paths), desc="prepare", unit="image") as progress:
         prepared = prepare_images(
             source,
@@ -35,10 +38,27 @@ def run(params: Params, *, images: Path, out: Path) -> PreparedImages:
             train_images=section.train_images,
             validation_images=section.validation_images,
             seed=section.seed,
+            max_rejected=section.max_rejected,
             on_image=progress.update,
         )
     _print_summary(prepared)
+    _print_rejected(prepared, out)
     return prepared
+
+
+def source_of(params: Params, images: Path) -> ImageSource:
+    """Where the images come from.
+
+    Raises:
+        ValueError, OSError: as :func:`biotune.data.open_source`.
+    """
+    section = params.prepare
+    table = None
+    if section.table is not None:
+        given = section.table
+        columns = (given.image_column, given.label_column, given.split_column)
+        table = LabelTable(Path(given.file), *columns)
+    return open_source(section.source, images, background=section.background, table=table)
 
 
 def _print_summary(prepared: PreparedImages) -> None:
@@ -50,9 +70,26 @@ def _print_summary(prepared: PreparedImages) -> None:
     rows.append(["all", *(len(prepared.indices(split)) for split in SPLITS)])
     size = prepared.image_size
     print_table(f"Images of {size} x {size} pixels", ["class", *SPLITS], rows)
-    copies = prepared.duplicates_across_splits["count"]
-    if copies:
-        print(
-            f"Warning: {copies} images have an exact copy in another split, so the test will look "
-            f"too good; dataset.json lists them."
-        )
+    smallest, largest = (
+        "{} x {}".format(*prepared.original_sizes[which]) for which in ("smallest", "largest")
+    )
+    print(f"They were {smallest} to {largest} pixels (width x height), and were stretched to that.")
+    untested = [name for label, name in enumerate(prepared.classes) if not counts[label, "test"]]
+    if untested:
+        print(f"Warning: no test image of {', '.join(untested)}; nothing will be known of these.")
+
+
+def _print_rejected(prepared: PreparedImages, out: Path) -> None:
+    rejected = prepared.rejected()
+    if not rejected:
+        return
+    by_kind = Counter(one.kind for one in rejected)
+    said = {
+        "unusable": "{} cannot be read",
+        "contradiction": "{} are in two classes at once",
+        "copy": "{} are copies of an image in a later split",
+    }
+    kinds = ", ".join(text.format(by_kind[k]) for k, text in said.items() if by_kind[k])
+    print(f"Left out ({kinds}); {out / 'rejected.csv'} has them all:")
+    rows = [(one.path, one.label, one.split, one.reason) for one in rejected[:SHOWN_REASONS]]
+    print_table("", ["image", "class", "split", "why"], rows)

@@ -43,7 +43,7 @@ LEAST_SLOPE = 0.2
 """Of a forecast; fewer than twenty curves may by chance show none."""
 
 FIRST_STOP = 2
-"""Epochs that every run is given: before, its validation accuracy says too little."""
+"""Epochs that every run is given: before, its validation score says too little."""
 
 FEWEST_CURVES = 6
 """Good runs that must have been recorded before any is stopped."""
@@ -118,7 +118,7 @@ class Race:
         return mean <= self.enough(self.needed[candidate.id], len(runs))
 
     def must_reach(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> tuple[float, ...]:
-        """The accuracies that the candidate's next run must reach, epoch by epoch.
+        """The scores that the candidate's next run must reach, epoch by epoch.
 
         Args:
             candidate: any of the batch.
@@ -142,10 +142,10 @@ class Race:
         return replace(seen, fitness=fitness, outcome="stopped")
 
     def _expected_error(self, curve: LearningCurve) -> float:
-        error = 1 - max(curve.validation_accuracy)
+        error = 1 - max(curve.validation_score)
         if curve.outcome == "finished":
             return error
-        forecast = self.forecasts[len(curve.validation_accuracy) - 1]
+        forecast = self.forecasts[len(curve.validation_score) - 1]
         return error if forecast is None else min(error, forecast.end_after(error))
 
 
@@ -225,7 +225,7 @@ def deserve_all_seeds(
 def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:
     """Pooled over the candidates; 0 where each has one seed."""
     groups = [
-        [math.log(1 - max(run.curve.validation_accuracy) + SMALLEST_ERROR) for run in runs]
+        [math.log(1 - max(run.curve.validation_score) + SMALLEST_ERROR) for run in runs]
         for runs in known
     ]
     freedom = sum(len(group) - 1 for group in groups)
@@ -238,16 +238,16 @@ def forecast_after(curves: Sequence[LearningCurve], done: int) -> Forecast | Non
 
     None before :data:`FIRST_STOP`, or for fewer curves than :data:`FEWEST_CURVES`.
     """
-    ends = [max(curve.validation_accuracy) for curve in curves]
+    ends = [max(curve.validation_score) for curve in curves]
     good = [
         curve
         for curve, end in zip(curves, ends, strict=True)
-        if end >= np.median(ends) and len(curve.validation_accuracy) > done
+        if end >= np.median(ends) and len(curve.validation_score) > done
     ]
     if done < FIRST_STOP or len(good) < FEWEST_CURVES:
         return None
-    now = _log_errors(max(curve.validation_accuracy[:done]) for curve in good)
-    end = _log_errors(max(curve.validation_accuracy) for curve in good)
+    now = _log_errors(max(curve.validation_score[:done]) for curve in good)
+    end = _log_errors(max(curve.validation_score) for curve in good)
     spread = float(np.var(now))
     covariance = float(np.mean((now - now.mean()) * (end - end.mean())))
     slope = min(1.0, max(LEAST_SLOPE, covariance / spread)) if spread else 1.0
@@ -255,8 +255,8 @@ def forecast_after(curves: Sequence[LearningCurve], done: int) -> Forecast | Non
     return Forecast(slope, float(np.median(offsets)))
 
 
-def _log_errors(accuracies: Iterable[float]) -> NDArray[np.float64]:
-    return np.log([1 - accuracy + SMALLEST_ERROR for accuracy in accuracies])
+def _log_errors(scores: Iterable[float]) -> NDArray[np.float64]:
+    return np.log([1 - score + SMALLEST_ERROR for score in scores])
 
 
 def cost_rank(task: TrainingTask) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
-from pipeline.compute import describe, resolve_compute
+from pipeline.compute import check_training, describe, resolve_compute
 from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
@@ -53,6 +53,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     model, section = params.model, params.search
     compute = resolve_compute(params.runtime, model.backbone)
     images, sizes = _checked_inputs(params, prepared)
+    check_training(section, len(images.classes))
     check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
     identity = weights_identity(model.backbone, model.weights)
     inputs = shared_inputs(images.fingerprint, model.backbone, identity, compute)
@@ -122,7 +123,7 @@ class _Progress:
         self._count(len(one.runs), CONFIRMATION_SEEDS)
         accuracy = percent(1 - one.evaluation.fitness, 2)
         dropped = f", dropped after {len(one.runs)} seeds" if one.dropped else ""
-        self.bar.write(f"confirmed {one.name}: validation accuracy {accuracy}{dropped}")
+        self.bar.write(f"confirmed {one.name}: validation score {accuracy}{dropped}")
 
     def _count(self, done: int, planned: int) -> None:
         """Runs that racing saved are no longer to come."""
@@ -161,8 +162,8 @@ def _headline(result: SearchResult, total: int) -> dict[str, float]:
     winner = result.winner.evaluation
     return {
         "fitness": winner.fitness,
-        "validation_accuracy": 1 - winner.fitness,
-        "best_recipe_validation_accuracy": 1 - result.best_recipe.evaluation.fitness,
+        "validation_score": 1 - winner.fitness,
+        "best_recipe_validation_score": 1 - result.best_recipe.evaluation.fitness,
         "trained_parameters": winner.trained_parameters or 0,
         "trained_share": (winner.trained_parameters or 0) / total,
         "evaluations": len(result.evaluated),
@@ -198,7 +199,7 @@ def _print_summary(
         for one in result.confirmations
     ]
     title = "Confirmed: mean of fresh seeds"
-    columns = ["plan", "seeds", "validation accuracy", "Brier", "parameters trained"]
+    columns = ["plan", "seeds", "validation score", "Brier", "parameters trained"]
     print_table(title, columns, rows)
     best, recipe = result.confirmations[0], result.best_recipe
     if result.winner is recipe and best is not recipe and not best.dropped:

@@ -60,7 +60,7 @@ class EvaluationStore:
         known = self._read(task)
         if known is None or known.outcome != "stopped":
             return None if known is None else known.raced(task.must_reach)
-        epochs = stopping_epoch(known.validation_accuracy, task.must_reach)
+        epochs = stopping_epoch(known.validation_score, task.must_reach)
         return None if epochs is None else known.up_to(epochs)
 
     def put(self, task: TrainingTask, curve: LearningCurve) -> None:
@@ -75,7 +75,7 @@ class EvaluationStore:
         with self._database:
             known = self._read(task)
             if curve.outcome == "stopped" and known is not None:
-                longer = len(curve.validation_accuracy) > len(known.validation_accuracy)
+                longer = len(curve.validation_score) > len(known.validation_score)
                 if known.outcome != "stopped" or not longer:
                     return
             self._database.execute(
@@ -127,6 +127,6 @@ def shared_inputs(
 
 def _curve_from_json(text: str) -> LearningCurve:
     fields: dict[str, Any] = json.loads(text)
-    for name in ("train_loss", "validation_accuracy", "validation_brier"):
+    for name in ("train_loss", "validation_score", "validation_brier"):
         fields[name] = tuple(fields[name])
     return LearningCurve(**fields)

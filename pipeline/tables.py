@@ -52,7 +52,7 @@ def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: in
     curves = {}
     for run in one.runs:
         curves[f"seed{run.task.seed}.train_loss"] = run.curve.train_loss
-        curves[f"seed{run.task.seed}.validation_accuracy"] = run.curve.validation_accuracy
+        curves[f"seed{run.task.seed}.validation_score"] = run.curve.validation_score
         curves[f"seed{run.task.seed}.validation_brier"] = run.curve.validation_brier
     trained = sum(run.curve.seconds for run in one.runs if not run.from_store)
     # What was stopped may have been trained further when its plan came again.

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import click
 
-from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
+from stages.options import (
+    FOLDER,
+    StageCommand,
+    dry_run_option,
+    in_option,
+    out_option,
+    params_option,
+    prepared_option,
+)
 
 
 @click.command(cls=StageCommand)
 @params_option
+@dry_run_option
 @prepared_option
 @in_option("--model", "artifacts/model/model.safetensors", "The winner, from the finetune stage.")
 @in_option(
@@ -18,15 +27,24 @@ from stages.options import StageCommand, in_option, out_option, params_option, p
     "artifacts/model/baseline.safetensors",
     "The best recipe, from the finetune stage.",
 )
+@click.option(
+    "--seeds",
+    type=FOLDER,
+    default=Path("artifacts/model/seeds"),
+    show_default=True,
+    help="The weights of every run, from the finetune stage.",
+)
 @out_option("--metrics", "artifacts/evaluation/metrics.json", "every figure")
 @out_option("--predictions", "artifacts/evaluation/predictions.csv", "one row per test image")
 @out_option("--confusion", "artifacts/evaluation/confusion.csv", "actual and predicted classes")
 @out_option("--classes", "artifacts/evaluation/classes.csv", "precision and recall per class")
 def main(
     params_file: Path,
+    dry_run: bool,
     prepared: Path,
     model: Path,
     baseline: Path,
+    seeds: Path,
     metrics: Path,
     predictions: Path,
     confusion: Path,
@@ -37,13 +55,20 @@ def main(
     \b
     Examples:
       biotune evaluate
+      biotune evaluate --dry-run
       biotune evaluate --model my_model.safetensors --metrics /tmp/metrics.json
     """
-    from pipeline.evaluate import EvaluateFiles, run
+    from pipeline.evaluate import EvaluatedModels, EvaluateFiles, run
     from pipeline.params import load_params
 
+    if dry_run:
+        from pipeline import dry_run as dry
+
+        dry.predict("evaluate", load_params(params_file), prepared, [model, baseline])
+        return
     files = EvaluateFiles(metrics, predictions, confusion, classes)
-    run(load_params(params_file), prepared=prepared, model=model, baseline=baseline, files=files)
+    models = EvaluatedModels(model, baseline, seeds)
+    run(load_params(params_file), prepared=prepared, models=models, files=files)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import click
 
-from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
+from stages.options import (
+    StageCommand,
+    dry_run_option,
+    in_option,
+    out_option,
+    params_option,
+    prepared_option,
+)
 
 
 @click.command(cls=StageCommand)
 @params_option
+@dry_run_option
 @prepared_option
 @in_option(
     "--model", "artifacts/model/model.safetensors", "The model to export, from the finetune stage."
@@ -19,7 +27,13 @@ from stages.options import StageCommand, in_option, out_option, params_option, p
 @out_option("--labels", "artifacts/deploy/labels.json", "class names in the order of the outputs")
 @out_option("--verification", "artifacts/deploy/verification.json", "how it compares with torch")
 def main(
-    params_file: Path, prepared: Path, model: Path, onnx: Path, labels: Path, verification: Path
+    params_file: Path,
+    dry_run: bool,
+    prepared: Path,
+    model: Path,
+    onnx: Path,
+    labels: Path,
+    verification: Path,
 ) -> None:
     """Export the final model to ONNX, and compare it with torch on every test image.
 
@@ -28,11 +42,17 @@ def main(
     \b
     Examples:
       biotune export
+      biotune export --dry-run
       biotune export --model my_model.safetensors --onnx /tmp/my_model.onnx
     """
     from pipeline.export import ExportFiles, run
     from pipeline.params import load_params
 
+    if dry_run:
+        from pipeline import dry_run as dry
+
+        dry.predict("export", load_params(params_file), prepared, [model])
+        return
     files = ExportFiles(onnx, labels, verification)
     run(load_params(params_file), prepared=prepared, model=model, files=files)
 

@@ -6,23 +6,41 @@ from pathlib import Path
 
 import click
 
-from stages.options import StageCommand, in_option, out_option, params_option, prepared_option
+from stages.options import (
+    FOLDER,
+    StageCommand,
+    dry_run_option,
+    in_option,
+    out_option,
+    params_option,
+    prepared_option,
+)
 
 
 @click.command(cls=StageCommand)
 @params_option
+@dry_run_option
 @prepared_option
 @in_option("--best-plan", "artifacts/search/best_plan.json", "File that the search stage wrote.")
 @out_option("--model", "artifacts/model/model.safetensors", "the winner; its .json goes beside it")
 @out_option("--baseline", "artifacts/model/baseline.safetensors", "the best recipe, likewise")
+@click.option(
+    "--seeds",
+    type=FOLDER,
+    default=Path("artifacts/model/seeds"),
+    show_default=True,
+    help="Writes the weights of every run into this folder, replaced as a whole.",
+)
 @out_option("--curves", "artifacts/model/curves.csv", "loss and accuracy of every epoch")
-@out_option("--metrics", "artifacts/model/metrics.json", "validation accuracy over the seeds")
+@out_option("--metrics", "artifacts/model/metrics.json", "validation score over the seeds")
 def main(
     params_file: Path,
+    dry_run: bool,
     prepared: Path,
     best_plan: Path,
     model: Path,
     baseline: Path,
+    seeds: Path,
     curves: Path,
     metrics: Path,
 ) -> None:
@@ -34,12 +52,18 @@ def main(
     \b
     Examples:
       biotune finetune
+      biotune finetune --dry-run
       biotune finetune --best-plan my_plan.json --model my_model.safetensors
     """
     from pipeline.finetune import FinetuneFiles, run
     from pipeline.params import load_params
 
-    files = FinetuneFiles(model, baseline, curves, metrics)
+    if dry_run:
+        from pipeline import dry_run as dry
+
+        dry.finetune(load_params(params_file), prepared, best_plan)
+        return
+    files = FinetuneFiles(model, baseline, seeds, curves, metrics)
     run(load_params(params_file), prepared=prepared, best_plan=best_plan, files=files)
 
 

@@ -33,6 +33,13 @@ prepared_option = click.option(
 )
 
 
+dry_run_option = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, say what it would take, and do nothing.",
+)
+
+
 def in_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
     """An option for a file that an earlier stage wrote."""
     return click.option(name, type=FILE, default=Path(default), show_default=True, help=what)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from stages.options import StageCommand, out_option, params_option, prepared_option
+from stages.options import StageCommand, dry_run_option, out_option, params_option, prepared_option
 
 
 @click.command(cls=StageCommand)
 @params_option
+@dry_run_option
 @prepared_option
 @out_option("--best-plan", "artifacts/search/best_plan.json", "the winner and the best recipe")
 @out_option("--evaluations", "artifacts/search/evaluations.csv", "one row per candidate")
@@ -18,6 +19,7 @@ from stages.options import StageCommand, out_option, params_option, prepared_opt
 @out_option("--metrics", "artifacts/search/metrics.json", "the figures that sum it up")
 def main(
     params_file: Path,
+    dry_run: bool,
     prepared: Path,
     best_plan: Path,
     evaluations: Path,
@@ -33,11 +35,17 @@ def main(
     \b
     Examples:
       biotune search
+      biotune search --dry-run
       biotune search --params my.yaml --best-plan /tmp/best_plan.json
     """
     from pipeline.params import load_params
     from pipeline.search import SearchFiles, run
 
+    if dry_run:
+        from pipeline import dry_run as dry
+
+        dry.search(load_params(params_file), prepared)
+        return
     files = SearchFiles(best_plan, evaluations, confirmations, metrics)
     run(load_params(params_file), prepared=prepared, files=files)
 

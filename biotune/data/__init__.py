@@ -9,8 +9,19 @@ Importing this package, and opening a prepared dataset, needs neither torch nor 
 The resize that training and the exported network share is in ``biotune.data.transforms`` (torch).
 """
 
-from biotune.data.prepared import PreparedImages, prepare_images
-from biotune.data.sources import DigitsSource, ImageFolderSource, ImageSource, open_source
+from biotune.data.decoding import UnusableImageError
+from biotune.data.prepared import PreparedImages, Rejected
+from biotune.data.preparing import TooManyRejectedError, prepare_images
+from biotune.data.sources import (
+    SOURCES,
+    DigitsSource,
+    ImageFolderSource,
+    ImageSource,
+    ImageTableSource,
+    LabelTable,
+    TorchvisionSource,
+    open_source,
+)
 from biotune.data.splits import (
     SPLITS,
     Split,
@@ -21,12 +32,19 @@ from biotune.data.splits import (
 )
 
 __all__ = [
+    "SOURCES",
     "SPLITS",
     "DigitsSource",
     "ImageFolderSource",
     "ImageSource",
+    "ImageTableSource",
+    "LabelTable",
     "PreparedImages",
+    "Rejected",
     "Split",
+    "TooManyRejectedError",
+    "TorchvisionSource",
+    "UnusableImageError",
     "assign_splits",
     "open_source",
     "prepare_images",

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# Grey levels; the two differ by less than 1e-4 of them.
+_ABOVE_HALF = 1 / 512
+
+
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """Bring images to ``size`` × ``size`` pixels. The whole image is kept: it is stretched.
 
-    Antialiased bilinear interpolation in float32, rounded to whole numbers: the same values that
-    an 8-bit image file would hold, so that a network sees the same pixels from ``images.npy`` and
-    from the resize inside its exported graph. Images of that size already come back unchanged.
+    Antialiased bilinear interpolation in float32, rounded to whole numbers (halves down): the same
+    values that an 8-bit image file would hold, so that a network sees the same pixels from
+    ``images.npy`` and from the resize inside its exported graph. Images of that size already come
+    back unchanged.
 
     Args:
         images: uint8 ``[N, H, W, 3]``, 0 to 255.
@@ -41,7 +46,9 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     resized = torch.nn.functional.interpolate(
         pixels, size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )
-    return resized.round().clamp(0, 255)
+    # Halves are common (images are often scaled by a simple ratio), and which side of one a sum
+    # falls to differs between torch and ONNX Runtime. Just above the half no value lies by rule.
+    return (resized + (0.5 - _ABOVE_HALF)).floor().clamp(0, 255)
 
 
 def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:

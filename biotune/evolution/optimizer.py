@@ -143,7 +143,7 @@ class BioTune:
 
         Args:
             candidate: one that :meth:`ask` returned.
-            fitness: a finite number, lower is better, such as 1 − validation accuracy; or an
+            fitness: a finite number, lower is better, such as 1 − validation score; or an
                 :class:`~biotune.plan.Evaluation`, which can also say that a run failed. A failed
                 or stopped run ranks after every finished one.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ModelCard:
         image_size: height and width of the input in pixels.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
-        validation_accuracy: at the kept epoch, balanced, in [0, 1].
+        validation_score: at the kept epoch, by `finetune.metric`, in [0, 1].
     """
 
     backbone: str
@@ -37,7 +37,7 @@ class ModelCard:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    validation_accuracy: float
+    validation_score: float
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -58,8 +58,19 @@ class ModelCard:
             image_size=card["image_size"],
             mean=_channels(card["mean"]),
             std=_channels(card["std"]),
-            validation_accuracy=card["validation_accuracy"],
+            validation_score=card["validation_score"],
         )
+
+
+def seed_file(folder: Path, role: str, seed: int) -> Path:
+    """Where the weights of one final run are kept.
+
+    Args:
+        folder: of all of them.
+        role: ``winner``, or ``best_recipe`` if that is another plan.
+        seed: its training seed.
+    """
+    return folder / f"{role}-{seed}.safetensors"
 
 
 def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
@@ -86,7 +97,8 @@ def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
             f"{weights} and {path} are no model of this version ({error}); run the finetune stage "
             "again"
         ) from error
-    return backbone, card
+    # Which are those of the weights that it was fine-tuned from.
+    return replace(backbone, mean=card.mean, std=card.std), card
 
 
 def load_model_of(weights: Path, images: PreparedImages) -> tuple[Backbone, ModelCard]:
@@ -109,8 +121,6 @@ def load_model_of(weights: Path, images: PreparedImages) -> tuple[Backbone, Mode
 def _check_card(card: ModelCard, backbone: Backbone) -> None:
     if tuple(card.plan) != tuple(backbone.blocks):
         raise ValueError(f"its plan is of the blocks {list(card.plan)}")
-    if (card.mean, card.std) != (backbone.mean, backbone.std):
-        raise ValueError(f"its mean {card.mean} and std {card.std} are not {card.backbone}'s")
     if not isinstance(card.image_size, int) or card.image_size < 1:
         raise ValueError(f"its image_size is {card.image_size!r}")
 

@@ -92,7 +92,7 @@ class FeatureCache:
         Raises:
             ValueError: if one of the layers is in training mode: its output would not be fixed.
         """
-        if any(one.training and not _is_fixed(one) for one in self._backbone.layers[:cut]):
+        if any(_varies(layer) for layer in self._backbone.layers[:cut]):
             raise ValueError(f"the layers before cut {cut} must be in evaluation mode")
         kept = self._kept(indices, cut)
         if kept is None:
@@ -171,13 +171,7 @@ def cut_of(backbone: Backbone, plan: FineTunePlan) -> int:
     Pooling and flattening at the start of the first trained block count as before it: they hold
     nothing to train, and what they leave is smaller.
     """
-    cut = 0
-    for block, modules in backbone.blocks.items():
-        for module in modules:
-            if plan[block] is not None and not _is_fixed(module):
-                return cut
-            cut += 1
-    return cut
+    return min(backbone.blocks[name].first_layer for name in plan.trained_blocks)
 
 
 def network_input(images: NDArray[np.uint8], backbone: Backbone, compute: Compute) -> Tensor:
@@ -198,11 +192,17 @@ def network_input(images: NDArray[np.uint8], backbone: Backbone, compute: Comput
     return normalise(pixels.float(), backbone.mean, backbone.std).to(compute.dtype)
 
 
-def _is_fixed(module: torch.nn.Module) -> bool:
-    """Whether a module does the same whatever is trained, in training and evaluation alike."""
-    own = [*module.parameters(), *module.buffers()]
-    random = any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in module.modules())
-    return not own and not random
+def _varies(layer: torch.nn.Module) -> bool:
+    """Whether a layer is, or has, a module in training mode that has tensors or draws numbers."""
+    return any(
+        one.training
+        and (
+            any(True for _ in one.parameters(recurse=False))
+            or any(True for _ in one.buffers(recurse=False))
+            or isinstance(one, torch.nn.modules.dropout._DropoutNd)
+        )
+        for one in layer.modules()
+    )
 
 
 def _as_rows(features: Tensor) -> Tensor:

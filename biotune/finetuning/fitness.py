@@ -1,6 +1,6 @@
 """The fitness of a plan: short fine-tuning runs, one for each training seed, on a fold's images.
 
-Φ = 1 − mean over seeds of the best validation accuracy (section 2 of the method).
+Φ = 1 − mean over seeds of the best validation score (section 2 of the method).
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def evaluate(curves: Sequence[LearningCurve]) -> Evaluation:
     """Fitness of a plan from its runs, one for each training seed.
 
     Returns:
-        fitness 1 − mean best validation accuracy, and the mean Brier score at those epochs. If any
+        fitness 1 − mean best validation score, and the mean Brier score at those epochs. If any
         run failed, the plan failed: fitness 1, outcome ``infeasible`` or else ``diverged``.
 
     Raises:
@@ -188,6 +188,6 @@ def evaluate(curves: Sequence[LearningCurve]) -> Evaluation:
     if outcomes != {"finished"}:
         outcome: Outcome = "infeasible" if "infeasible" in outcomes else "diverged"
         return Evaluation(1.0, None, parameters, outcome)
-    accuracies = [curve.validation_accuracy[curve.best_epoch] for curve in curves]
+    scores = [curve.validation_score[curve.best_epoch] for curve in curves]
     briers = [curve.validation_brier[curve.best_epoch] for curve in curves]
-    return Evaluation(1.0 - float(np.mean(accuracies)), float(np.mean(briers)), parameters)
+    return Evaluation(1.0 - float(np.mean(scores)), float(np.mean(briers)), parameters)

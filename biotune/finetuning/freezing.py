@@ -53,9 +53,9 @@ def set_training_mode(backbone: Backbone, plan: FineTunePlan) -> None:
     In evaluation mode BatchNorm uses and keeps its pretrained statistics and dropout is off. Call
     it before every training epoch: validation puts the whole network in evaluation mode.
     """
-    for block, modules in backbone.blocks.items():
-        for module in modules:
-            module.train(plan[block] is not None)
+    for name, block in backbone.blocks.items():
+        for module in block.modules:
+            module.train(plan[name] is not None)
 
 
 def trained_parameters(backbone: Backbone, plan: FineTunePlan) -> int:

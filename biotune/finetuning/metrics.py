@@ -5,18 +5,22 @@ scikit-learn, SciPy and torchmetrics compute everything; here is only the choice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from sklearn.metrics import (
+    accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
     brier_score_loss,
     cohen_kappa_score,
     f1_score,
     precision_recall_fscore_support,
+    roc_auc_score,
 )
 
 CALIBRATION_BINS = 15
@@ -24,18 +28,52 @@ CALIBRATION_BINS = 15
 
 BOOTSTRAP_RESAMPLES = 2000
 
+Metric = Literal["balanced_accuracy", "accuracy", "f1_macro", "auroc"]
+METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
+"""What plans may be ranked by. The method's own is balanced accuracy."""
+
 
 def validation_scores(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    metric: Metric = "balanced_accuracy",
 ) -> tuple[float, float]:
-    """Balanced accuracy in [0, 1] and multi-class Brier score in [0, 2].
+    """The metric in [0, 1], higher is better, and the multi-class Brier score in [0, 2].
 
     Args:
         probabilities: [n, classes], finite, rows sum to 1.
         labels: class indices [n]; every class occurs.
+        metric: one of :data:`METRICS`.
+
+    Raises:
+        ValueError: for ``auroc`` of more than two classes.
     """
-    accuracy = balanced_accuracy_score(labels, probabilities.argmax(axis=1))
-    return float(accuracy), _brier(probabilities, labels)
+    if metric == "auroc":
+        check_metric(metric, probabilities.shape[1])
+        score = roc_auc_score(labels, probabilities[:, 1])
+    else:
+        score = _OF_LABELS[metric](labels, probabilities.argmax(axis=1))
+    return float(score), _brier(probabilities, labels)
+
+
+def check_metric(metric: Metric, classes: int) -> None:
+    """Whether a metric is defined for so many classes.
+
+    Raises:
+        ValueError: if not.
+    """
+    if metric == "auroc" and classes != 2:
+        raise ValueError(
+            f"metric: auroc is for two classes, here are {classes}; choose balanced_accuracy, "
+            "accuracy or f1_macro"
+        )
+
+
+_OF_LABELS: Mapping[str, Callable[..., float]] = {
+    "balanced_accuracy": balanced_accuracy_score,
+    "accuracy": accuracy_score,
+    "f1_macro": partial(f1_score, average="macro", zero_division=0.0),
+}
 
 
 def classifier_scores(
@@ -50,7 +88,8 @@ def classifier_scores(
     Returns:
         ``accuracy`` with its percentile bootstrap ``accuracy_interval_95`` [low, high],
         ``balanced_accuracy``, ``f1_macro``, ``cohen_kappa``, ``average_precision_macro`` (one
-        class against the rest), ``expected_calibration_error`` and ``brier``.
+        class against the rest), ``expected_calibration_error`` and ``brier``; of two classes also
+        ``auroc``.
     """
     predicted = probabilities.argmax(axis=1)
     present = np.unique(labels)
@@ -68,7 +107,14 @@ def classifier_scores(
         ),
         "expected_calibration_error": _calibration_error(probabilities, labels),
         "brier": _brier(probabilities, labels),
+        **_auroc(probabilities, labels),
     }
+
+
+def _auroc(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    if probabilities.shape[1] != 2 or len(np.unique(labels)) != 2:
+        return {}
+    return {"auroc": float(roc_auc_score(labels, probabilities[:, 1]))}
 
 
 def mean_interval(values: NDArray[np.float64]) -> list[float]:

@@ -1,4 +1,4 @@
-"""One fine-tuning run: Adam, cross-entropy, cosine schedule, early stopping on validation accuracy.
+"""One fine-tuning run: Adam, cross-entropy, cosine schedule, early stopping on validation score.
 
 The paper's recipe (section 2 of the method). Everything random in a run (head initialisation, order
 of the images, dropout) comes from its seed and fold alone, so plans are compared on common random
@@ -11,16 +11,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from biotune.finetuning.augmentation import AUGMENTATIONS, Augmentation, augmenter
 from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.feature_cache import FeatureCache, cut_of
+from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.freezing import (
     apply_plan,
     has_zero_gradient,
@@ -28,7 +29,8 @@ from biotune.finetuning.freezing import (
     set_training_mode,
     trained_parameters,
 )
-from biotune.finetuning.metrics import validation_scores
+from biotune.finetuning.losses import CLASS_WEIGHTS, ClassWeights, class_weights
+from biotune.finetuning.metrics import METRICS, Metric, validation_scores
 from biotune.plan import FineTunePlan, Outcome
 
 INFERENCE_BATCH = 64
@@ -41,9 +43,15 @@ class TrainingSettings:
 
     Attributes:
         epochs: at most this many passes over the training images, at least 1.
-        patience: stop after this many epochs without a better validation accuracy, at least 1.
+        patience: stop after this many epochs without a better validation score, at least 1.
         batch_size: images a step, at least 2 (BatchNorm needs two).
         base_lr: Adam's learning rate at multiplier 1, positive.
+        metric: what validation is scored by; see :data:`~biotune.finetuning.metrics.METRICS`.
+        class_weights: see :func:`~biotune.finetuning.losses.class_weights`.
+        label_smoothing: share of the target that goes to all classes alike, in [0, 1).
+        augment: how training images are changed at random; see
+            :mod:`biotune.finetuning.augmentation`. Features of frozen blocks are then computed anew
+            for each training image.
 
     Raises:
         ValueError: for anything else.
@@ -53,6 +61,10 @@ class TrainingSettings:
     patience: int
     batch_size: int
     base_lr: float
+    metric: Metric = "balanced_accuracy"
+    class_weights: ClassWeights = "none"
+    label_smoothing: float = 0.0
+    augment: Augmentation = "none"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 2)):
@@ -60,6 +72,17 @@ class TrainingSettings:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.base_lr > 0:
             raise ValueError(f"base_lr must be positive, got {self.base_lr}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        for name, known in (
+            ("metric", METRICS),
+            ("class_weights", CLASS_WEIGHTS),
+            ("augment", AUGMENTATIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class LearningCurve:
 
     Attributes:
         train_loss: mean cross-entropy over the epoch's batches.
-        validation_accuracy: balanced (macro average over classes), in [0, 1].
+        validation_score: by the settings' metric, in [0, 1], higher is better.
         validation_brier: multi-class Brier score, in [0, 2].
         trained_parameters: how many parameters the plan trained.
         outcome: ``finished``, ``stopped`` (as hopeless, before its own end), ``diverged`` (a loss
@@ -102,7 +125,7 @@ class LearningCurve:
     """
 
     train_loss: tuple[float, ...]
-    validation_accuracy: tuple[float, ...]
+    validation_score: tuple[float, ...]
     validation_brier: tuple[float, ...]
     trained_parameters: int
     outcome: Outcome
@@ -110,10 +133,8 @@ class LearningCurve:
 
     @property
     def best_epoch(self) -> int:
-        """Index of the first epoch with the best validation accuracy; the lower Brier if equal."""
-        keys = [
-            (-a, b) for a, b in zip(self.validation_accuracy, self.validation_brier, strict=True)
-        ]
+        """Index of the first epoch with the best validation score; the lower Brier if equal."""
+        keys = [(-s, b) for s, b in zip(self.validation_score, self.validation_brier, strict=True)]
         return keys.index(min(keys))
 
     def raced(self, must_reach: Sequence[float]) -> LearningCurve:
@@ -122,8 +143,8 @@ class LearningCurve:
         Args:
             must_reach: as :func:`fit` takes it.
         """
-        epochs = stopping_epoch(self.validation_accuracy, must_reach)
-        if epochs is None or epochs >= len(self.validation_accuracy):
+        epochs = stopping_epoch(self.validation_score, must_reach)
+        if epochs is None or epochs >= len(self.validation_score):
             return self
         return self.up_to(epochs)
 
@@ -132,24 +153,24 @@ class LearningCurve:
         return replace(
             self,
             train_loss=self.train_loss[:epochs],
-            validation_accuracy=self.validation_accuracy[:epochs],
+            validation_score=self.validation_score[:epochs],
             validation_brier=self.validation_brier[:epochs],
             outcome="stopped",
             seconds=self.seconds * epochs / len(self.train_loss),
         )
 
 
-def stopping_epoch(accuracies: Sequence[float], must_reach: Sequence[float]) -> int | None:
+def stopping_epoch(scores: Sequence[float], must_reach: Sequence[float]) -> int | None:
     """After how many epochs a run is hopeless; None if it is not.
 
     Args:
-        accuracies: validation accuracy after each epoch.
-        must_reach: the best accuracy that must have been seen after each epoch, from the first on;
+        scores: validation score after each epoch.
+        must_reach: the best score that must have been seen after each epoch, from the first on;
             beyond its end nothing is asked for. 0 asks for nothing.
     """
     best = 0.0
-    for epoch, (accuracy, needed) in enumerate(zip(accuracies, must_reach, strict=False), start=1):
-        best = max(best, accuracy)
+    for epoch, (score, needed) in enumerate(zip(scores, must_reach, strict=False), start=1):
+        best = max(best, score)
         if best < needed:
             return epoch
     return None
@@ -189,7 +210,7 @@ def fit(
         settings: see :class:`TrainingSettings`.
         seed: of head, order and dropout, with the fold.
         fold: which fold the images are.
-        must_reach: stop as hopeless after epoch e if the best validation accuracy so far is below
+        must_reach: stop as hopeless after epoch e if the best validation score so far is below
             ``must_reach[e]``; see :func:`stopping_epoch`.
         compute: default CPU, fp32.
         cache: of this network's features on these images; without one, a frozen prefix is computed
@@ -211,13 +232,13 @@ def fit(
     head_seed, order_seed, dropout_seed = _streams(seed, fold)
     backbone.reset_head(head_seed)
     start = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
-    run = _Run(backbone, plan, settings, compute, cache, len(train), must_reach)
+    run = _Run(backbone, plan, settings, compute, cache, train, must_reach)
     order = np.random.default_rng(order_seed)
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
         torch.manual_seed(dropout_seed)
         while not run.over:
-            improved = run.epoch(train, validation, order)
+            improved = run.epoch(validation, order)
             if improved and keep_best:
                 best_state = {n: t.clone() for n, t in backbone.network.state_dict().items()}
             if on_epoch is not None:
@@ -266,65 +287,72 @@ class _Run:
         settings: TrainingSettings,
         compute: Compute,
         cache: FeatureCache | None,
-        images: int,
+        train: ImageSubset,
         must_reach: Sequence[float],
     ) -> None:
         self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
-        self.cache = cache
+        self.train = train
+        self.cache = cache or FeatureCache(backbone, train.images, compute)
         self.must_reach = must_reach
         groups = apply_plan(backbone, plan, settings.base_lr)
         self.cut = cut_of(backbone, plan)
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        steps = settings.epochs * len(_training_batches(np.arange(images), settings.batch_size))
+        batches = _training_batches(np.arange(len(train)), settings.batch_size)
+        steps = settings.epochs * len(batches)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=steps)
         self.losses: list[float] = []
-        self.accuracies: list[float] = []
+        self.scores: list[float] = []
         self.briers: list[float] = []
         self.diverged = False
         self.without_signal = set(plan.trained_blocks)
+        self.augment = augmenter(settings.augment)
+        self.loss = partial(
+            backbone.loss,
+            weight=_class_weights(settings, train, backbone.classes, compute),
+            label_smoothing=settings.label_smoothing,
+        )
 
     @property
     def over(self) -> bool:
         """Whether the run has come to its own end, or is hopeless."""
-        return self.complete or stopping_epoch(self.accuracies, self.must_reach) is not None
+        return self.complete or stopping_epoch(self.scores, self.must_reach) is not None
 
     @property
     def complete(self) -> bool:
         """Diverged, all epochs done, or none of the last ``patience`` better than those before."""
-        done = len(self.accuracies)
+        done = len(self.scores)
         if self.diverged or done >= self.settings.epochs:
             return True
-        best = self.accuracies.index(max(self.accuracies)) if done else 0
+        best = self.scores.index(max(self.scores)) if done else 0
         return done - 1 - best >= self.settings.patience
 
-    def epoch(
-        self, train: ImageSubset, validation: ImageSubset, order: np.random.Generator
-    ) -> bool:
+    def epoch(self, validation: ImageSubset, order: np.random.Generator) -> bool:
         """Train on every image once, then validate; whether this is the best epoch so far."""
-        loss = self._train(train, order)
+        loss = self._train(order)
         probabilities = predict_probabilities(
             self.backbone, validation, self.compute, cache=self.cache, cut=self.cut
         )
         if not (math.isfinite(loss) and np.isfinite(probabilities).all()):
             self.diverged = True
             return False
-        accuracy, brier = validation_scores(probabilities, validation.labels[validation.indices])
-        earlier = list(zip(self.accuracies, self.briers, strict=True))
+        labels = validation.labels[validation.indices]
+        score, brier = validation_scores(probabilities, labels, self.settings.metric)
+        earlier = list(zip(self.scores, self.briers, strict=True))
         self.losses.append(loss)
-        self.accuracies.append(accuracy)
+        self.scores.append(score)
         self.briers.append(brier)
-        return all((-accuracy, brier) < (-a, b) for a, b in earlier)
+        return all((-score, brier) < (-s, b) for s, b in earlier)
 
-    def _train(self, train: ImageSubset, order: np.random.Generator) -> float:
+    def _train(self, order: np.random.Generator) -> float:
         """One pass over the images in random order; the mean loss of its batches."""
         set_training_mode(self.backbone, self.plan)
-        cache = self.cache or FeatureCache(self.backbone, train.images, self.compute)
         losses = []
-        for positions in _training_batches(order.permutation(len(train)), self.settings.batch_size):
-            features = cache.features(train.indices[positions], self.cut)
+        shuffled = order.permutation(len(self.train))
+        for positions in _training_batches(shuffled, self.settings.batch_size):
+            features = self._features(positions)
             with self.compute.autocast():
                 logits = self.backbone.run_layers(self.cut, len(self.backbone.layers), features)
-                loss = cross_entropy(logits, train.targets(positions, self.compute.device))
+                loss = self.loss(logits, self.train.targets(positions, self.compute.device))
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.without_signal = {
@@ -335,15 +363,33 @@ class _Run:
             losses.append(loss.detach())
         return float(torch.stack(losses).mean())
 
+    def _features(self, positions: NDArray[np.int64]) -> Tensor:
+        """What the layers before the cut make of training images, changed at random or as kept."""
+        indices = self.train.indices[positions]
+        if self.augment is None:
+            return self.cache.features(indices, self.cut)
+        pixels = network_input(
+            self.augment(self.train.images[indices]), self.backbone, self.compute
+        )
+        with torch.no_grad(), self.compute.autocast():
+            return self.backbone.run_layers(0, self.cut, pixels)
+
     def curve(self, seconds: float) -> LearningCurve:
         return LearningCurve(
             train_loss=tuple(self.losses),
-            validation_accuracy=tuple(self.accuracies),
+            validation_score=tuple(self.scores),
             validation_brier=tuple(self.briers),
             trained_parameters=trained_parameters(self.backbone, self.plan),
             outcome="diverged" if self.diverged else "finished" if self.complete else "stopped",
             seconds=seconds,
         )
+
+
+def _class_weights(
+    settings: TrainingSettings, train: ImageSubset, classes: int, compute: Compute
+) -> Tensor | None:
+    weights = class_weights(settings.class_weights, train.labels[train.indices], classes)
+    return None if weights is None else weights.to(compute.device)
 
 
 def _streams(seed: int, fold: int) -> tuple[int, int, int]:

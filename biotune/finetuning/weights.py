@@ -67,6 +67,29 @@ def torchvision_state_dict(weights: WeightsEnum) -> dict[str, Tensor]:
         ) from error
 
 
+def timm_state_dict(name: str) -> dict[str, Tensor]:
+    """Download timm's weights, or read them from its cache.
+
+    Raises:
+        WeightsError: without a connection, or for a model without weights.
+    """
+    import timm
+
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    except Exception as error:  # a download may fail in any way
+        config = timm.get_pretrained_cfg(name)
+        source = (config.hf_hub_id or config.url) if config is not None else None
+        raise WeightsError(
+            f"could not download or read the weights of timm/{name} ({error}). "
+            + (
+                f"Fetch them from {source} on another machine and name the file as model.weights."
+                if source
+                else "It has none: give model.weights: none, or a file."
+            )
+        ) from error
+
+
 def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise WeightsError(

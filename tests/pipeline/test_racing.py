@@ -45,7 +45,7 @@ def unsteady(final: float, rng: np.random.Generator) -> LearningCurve:
     """The same with noise of a tenth of the error."""
     errors = np.geomspace(0.5, 1 - final, EPOCHS) * np.exp(rng.normal(0, 0.1, EPOCHS))
     accuracies = tuple(float(1 - error) for error in errors)
-    return replace(rising(final), validation_accuracy=accuracies)
+    return replace(rising(final), validation_score=accuracies)
 
 
 def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
@@ -155,7 +155,7 @@ def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, 
     """Tell the initial population these curves, one each."""
     pairs = []
     for one, curve in zip(search.ask(), curves, strict=True):
-        evaluation = Evaluation(1 - max(curve.validation_accuracy))
+        evaluation = Evaluation(1 - max(curve.validation_score))
         search.tell(one, evaluation)
         own = TrainingRun(replace(task(), plan=one.plan), curve, from_store=False)
         pairs.append((replace(one, evaluation=evaluation), [own]))
@@ -220,7 +220,7 @@ def test_a_stopped_candidate_scores_what_it_was_heading_for_but_no_better_than_i
 ) -> None:
     held = race(needed={7: 0.05})
     far = rising(0.5).up_to(2)  # half of its error is left at the end
-    error = 1 - max(far.validation_accuracy)
+    error = 1 - max(far.validation_score)
     expected = 0.5 * (error + SMALLEST_ERROR) - SMALLEST_ERROR
     stopped = held.stopped(candidate, [run_of(far)])
     assert (stopped.outcome, stopped.fitness) == ("stopped", pytest.approx(expected))
@@ -280,10 +280,10 @@ def test_of_recorded_runs_that_would_do_most_go_on_and_of_the_others_few(
     held = start_race([fresh], [elite], pairs, 1, EPOCHS)
     assert held is not None
     thresholds = held.must_reach(fresh, [])
-    worthy = [c for c in curves if max(c.validation_accuracy) >= 0.95]
+    worthy = [c for c in curves if max(c.validation_score) >= 0.95]
     others = [c for c in curves if c not in worthy]
     for group, most, least in ((worthy, 0.5, 0.0), (others, 1.0, 0.8)):
-        stopped = [stopping_epoch(c.validation_accuracy, thresholds) is not None for c in group]
+        stopped = [stopping_epoch(c.validation_score, thresholds) is not None for c in group]
         assert least <= np.mean(stopped) <= most
 
 
@@ -332,7 +332,7 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
         raced.winner.evaluation.fitness, abs=0.01
     )
     if racing == "seeds":
-        lengths = {len(run.curve.validation_accuracy) for one in stopped for run in one.runs}
+        lengths = {len(run.curve.validation_score) for one in stopped for run in one.runs}
         assert lengths == {EPOCHS}
     if racing == "epochs":
         for one in raced.evaluated:

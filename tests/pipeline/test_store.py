@@ -123,7 +123,7 @@ def test_a_whole_run_answers_any_thresholds_as_the_raced_run_would_have(store) -
     assert store.get(task()) == curve(0.8)
     assert store.get(raced(0.3, 0.7)) == curve(0.8)
     short = store.get(raced(0.5))
-    assert (short.outcome, short.validation_accuracy) == ("stopped", (0.4,))
+    assert (short.outcome, short.validation_score) == ("stopped", (0.4,))
 
 
 def test_a_stopped_run_answers_only_thresholds_that_stop_it_as_well(store) -> None:
@@ -132,7 +132,7 @@ def test_a_stopped_run_answers_only_thresholds_that_stop_it_as_well(store) -> No
     assert store.get(raced(0.0, 0.4)) is None
     assert store.get(raced(0.0, 0.55)) == stopped(0.3, 0.5)
     earlier = store.get(raced(0.4, 0.0))
-    assert (earlier.outcome, earlier.validation_accuracy) == ("stopped", (0.3,))
+    assert (earlier.outcome, earlier.validation_score) == ("stopped", (0.3,))
 
 
 def test_a_shorter_run_never_takes_the_place_of_a_longer(store) -> None:

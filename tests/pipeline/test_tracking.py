@@ -162,7 +162,7 @@ def test_a_search_is_in_a_real_server_genome_by_genome(
         assert run.data.tags["biotune.outcome"] == candidate.evaluation.outcome
         for own in one.runs:
             seed = own.task.seed
-            for name in ("train_loss", "validation_accuracy"):
+            for name in ("train_loss", "validation_score"):
                 history = client.get_metric_history(run.info.run_id, f"seed{seed}.{name}")
                 points = sorted((point.step, point.value) for point in history)
                 assert points == list(enumerate(getattr(own.curve, name)))

@@ -16,7 +16,7 @@ def curve(accuracy: float, trained_parameters: int = 10, seconds: float = 0.5) -
     """Two epochs, the second the better one."""
     return LearningCurve(
         train_loss=(1.0, 0.5),
-        validation_accuracy=(accuracy / 2, accuracy),
+        validation_score=(accuracy / 2, accuracy),
         validation_brier=(1.0, 1 - accuracy),
         trained_parameters=trained_parameters,
         outcome="finished",

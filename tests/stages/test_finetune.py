@@ -42,9 +42,9 @@ def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) ->
     )
     metrics = json.loads((pipeline.artifacts / "model/metrics.json").read_text())
     # A few images of forty may fall the other way, on more threads than training uses.
-    assert accuracy == pytest.approx(card.validation_accuracy, abs=0.051)
-    assert metrics["winner"]["validation_accuracy"] == card.validation_accuracy
-    assert metrics["winner"]["validation_accuracy_sd"] is None  # from one seed there is none
+    assert accuracy == pytest.approx(card.validation_score, abs=0.051)
+    assert metrics["winner"]["validation_score"] == card.validation_score
+    assert metrics["winner"]["validation_score_sd"] is None  # from one seed there is none
 
 
 @pytest.mark.parametrize(

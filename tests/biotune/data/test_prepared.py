@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -16,14 +17,22 @@ import numpy as np
 import pytest
 
 import biotune
-import biotune.data.transforms  # here, so that no test measures the memory of its import
-from biotune.data import DigitsSource, PreparedImages, prepare_images
+from biotune.data import (
+    DigitsSource,
+    PreparedImages,
+    Rejected,
+    TooManyRejectedError,
+    UnusableImageError,
+    prepare_images,
+    reading,  # here, so that no test measures the memory of its imports
+)
+from biotune.data.splits import SPLITS
 
-FILES = ["dataset.json", "images.npy", "samples.csv"]
+FILES = ["dataset.json", "images.npy", "rejected.csv", "samples.csv"]
 
 
 class MadeUpSource:
-    """Random images of two classes; ``copy_of`` makes images equal, ``broken`` one unreadable."""
+    """Random images of two classes; ``copy_of`` makes images equal, ``broken`` some unreadable."""
 
     name = "made_up"
     classes = ("ash, white", "oak")
@@ -34,11 +43,11 @@ class MadeUpSource:
         self.labels = np.arange(count, dtype=np.int64) % 2
         self.side = side
         self.copy_of: dict[int, int] = {}
-        self.broken: int | None = None
+        self.broken: set[int] = set()
 
     def load(self, index: int) -> np.ndarray:
-        if index == self.broken:
-            raise ValueError(f"{self.paths[index]} cannot be read as an image")
+        if index in self.broken:
+            raise UnusableImageError("the file is empty")
         rng = np.random.default_rng(self.copy_of.get(index, index))
         return rng.integers(0, 256, (self.side, self.side + 2, 3), dtype=np.uint8)
 
@@ -61,10 +70,11 @@ def test_the_default_prepares_300_and_300_digits_and_keeps_the_rest_for_the_test
     assert prepared.classes == source.classes
     assert prepared.labels.tolist() == source.labels.tolist()
     assert np.array_equal(prepared.images[7], source.load(7))
-    assert prepared.duplicates_across_splits["count"] == 0
+    assert prepared.rejected() == []
+    assert prepared.original_sizes == {"smallest": (8, 8), "largest": (8, 8)}
 
 
-def test_the_three_files_say_the_same(tmp_path):
+def test_the_files_say_the_same(tmp_path):
     prepared = prepare(tmp_path / "deep" / "prepared")
     folder = prepared.folder
     assert sorted(contents(folder)) == FILES
@@ -80,6 +90,8 @@ def test_the_three_files_say_the_same(tmp_path):
     assert dataset["classes"] == ["ash, white", "oak"]
     assert dataset["image_size"] == 8
     assert dataset["source"] == "made_up"
+    assert dataset["original_sizes"] == {"smallest": [8, 6], "largest": [8, 6]}
+    assert (folder / "rejected.csv").read_text() == "path,label,split,kind,reason\n"
     assert dataset["counts"]["train"] == {"ash, white": 4, "oak": 4}
     assert dataset["counts"]["test"] == {"ash, white": 3, "oak": 3}
     data = (folder / "images.npy").read_bytes() + (folder / "samples.csv").read_bytes()
@@ -123,20 +135,52 @@ def test_images_that_a_predefined_split_leaves_out_are_not_prepared(tmp_path):
     assert prepared.paths[-1] == "19.png"
 
 
-def test_a_broken_image_leaves_nothing_half_written(tmp_path):
+def test_an_image_that_cannot_be_read_is_left_out_and_listed(tmp_path):
+    whole = prepare(tmp_path / "whole")
     source = MadeUpSource()
-    source.broken = 11
-    with pytest.raises(ValueError, match=r"11\.png cannot be read"):
-        prepare(tmp_path / "artifacts" / "prepared", source)
+    source.broken = {11}
+    prepared = prepare(tmp_path / "prepared", source)
+    assert prepared.rejected() == [
+        Rejected("11.png", "oak", whole.splits[11], "unusable", "the file is empty")
+    ]
+    kept = [index for index in range(20) if index != 11]
+    assert prepared.paths == [whole.paths[index] for index in kept]
+    assert prepared.splits.tolist() == whole.splits[kept].tolist()
+    assert prepared.labels.tolist() == whole.labels[kept].tolist()
+    assert np.array_equal(prepared.images, whole.images[kept])
+    dataset = json.loads((prepared.folder / "dataset.json").read_text())
+    assert dataset["rejected"] == {"unusable": 1}
+
+
+def test_too_many_of_them_are_refused_by_name_and_nothing_is_written(tmp_path):
+    source = MadeUpSource(count=40)
+    source.broken = set(range(5, 20))
+    message = (
+        r"15 of 40 images cannot be used, prepare\.max_rejected allows 30\.0% .*\n"
+        r"  5\.png: the file is empty\n(.*\n){8}  14\.png: .*\n  and 5 more"
+    )
+    with pytest.raises(TooManyRejectedError, match=message):
+        prepare(tmp_path / "artifacts" / "prepared", source, max_rejected=0.3)
     assert list((tmp_path / "artifacts").iterdir()) == []
+    enough = {"train_images": 16, "validation_images": 12, "max_rejected": 0.375}
+    assert len(prepare(tmp_path / "prepared", source, **enough).images) == 25
+
+
+def test_a_class_that_lost_its_last_image_is_named(tmp_path):
+    source = MadeUpSource()
+    source.splits = ["train"] * 8 + ["validation"] * 6 + ["test"] * 6
+    source.broken = {9, 11, 13}
+    settings = {"train_images": None, "validation_images": None, "max_rejected": 1.0}
+    with pytest.raises(ValueError, match="validation split has no usable image of class oak left"):
+        prepare(tmp_path / "prepared", source, **settings)
 
 
 def test_an_old_dataset_stays_until_the_new_one_is_complete(tmp_path):
     before = contents(prepare(tmp_path / "prepared").folder)
     source = MadeUpSource()
-    source.broken = 11
-    with pytest.raises(ValueError, match="cannot be read"):
-        prepare(tmp_path / "prepared", source, seed=1)
+    source.broken = {11}
+    with pytest.raises(ValueError, match="cannot be used"):
+        prepare(tmp_path / "prepared", source, seed=1, max_rejected=0.0)
     assert contents(tmp_path / "prepared") == before
     replaced = prepare(tmp_path / "prepared", seed=1)
     assert contents(replaced.folder) != before
@@ -154,6 +198,33 @@ def test_a_killed_process_leaves_the_old_dataset_intact(tmp_path):
     )
     assert run_python(code, tmp_path / "prepared").returncode == -9
     assert contents(tmp_path / "prepared") == before
+    prepare(tmp_path / "prepared")
+    assert [child.name for child in tmp_path.iterdir()] == ["prepared"], "what it left is gone"
+
+
+def test_many_processes_write_the_same_bytes_as_one(tmp_path, monkeypatch):
+    source = MadeUpSource(count=reading.WORTH_PROCESSES + 10)
+    source.broken = {3}
+    source.copy_of = {5: 7}
+    several = prepare(tmp_path / "several", source)
+    monkeypatch.setattr(reading, "WORTH_PROCESSES", 1000)
+    assert contents(several.folder) == contents(prepare(tmp_path / "one", source).folder)
+
+
+class KillerSource(MadeUpSource):
+    """Its tenth image is the end of whoever decodes it, as memory running out is."""
+
+    def load(self, index: int) -> np.ndarray:
+        if index == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(index)
+
+
+def test_a_decoding_process_that_is_killed_is_a_clear_error(tmp_path):
+    source = KillerSource(count=reading.WORTH_PROCESSES)
+    with pytest.raises(OSError, match="a process that decodes images was killed"):
+        prepare(tmp_path / "artifacts" / "prepared", source)
+    assert list((tmp_path / "artifacts").iterdir()) == []
 
 
 def test_a_folder_that_is_no_prepared_dataset_is_never_replaced(tmp_path):
@@ -173,8 +244,7 @@ def test_a_folder_that_is_no_prepared_dataset_is_never_replaced(tmp_path):
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_decoded(tmp_path, changes, message):
-    source = MadeUpSource()
-    source.broken = 0
+    source = KillerSource()
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path / "prepared", source, **changes)
     assert list(tmp_path.iterdir()) == []
@@ -192,24 +262,44 @@ def test_too_little_space_is_an_error_and_not_a_crash(tmp_path):
         prepare(tmp_path / "prepared", image_size=10_000_000)
 
 
-def test_copies_in_another_split_are_reported(tmp_path):
+def test_of_copies_in_two_splits_the_one_in_the_later_split_stays(tmp_path):
     splits = prepare(tmp_path / "plain").splits
-    train, test = (np.flatnonzero(splits == split) for split in ("train", "test"))
+    train, validation, test = (
+        [int(i) for i in np.flatnonzero(splits == split) if i % 2] for split in SPLITS
+    )
     source = MadeUpSource()
-    source.copy_of = {int(test[0]): int(train[0]), int(train[2]): int(train[1])}
-    report = prepare(tmp_path / "copies", source).duplicates_across_splits
-    assert report == {
-        "count": 1,
-        "pairs": [{"train": f"{train[0]}.png", "test": f"{test[0]}.png"}],
+    source.copy_of = {
+        train[0]: test[0],
+        validation[0]: test[0],
+        train[1]: validation[1],
+        train[3]: train[2],  # within a split, which harms nobody
     }
+    prepared = prepare(tmp_path / "copies", source, max_rejected=0.0)
+    assert {(one.path, one.kind, one.reason) for one in prepared.rejected()} == {
+        (f"{train[0]}.png", "copy", f"a copy of the test image {test[0]}.png"),
+        (f"{validation[0]}.png", "copy", f"a copy of the test image {test[0]}.png"),
+        (f"{train[1]}.png", "copy", f"a copy of the validation image {validation[1]}.png"),
+    }
+    assert len(prepared.images) == 17
+    digests = {split: set() for split in SPLITS}
+    for image, split in zip(prepared.images, prepared.splits, strict=True):
+        digests[split].add(image.tobytes())
+    assert not digests["train"] & (digests["validation"] | digests["test"])
+    assert not digests["validation"] & digests["test"]
 
 
-def test_at_most_twenty_pairs_of_copies_are_listed(tmp_path):
-    source = MadeUpSource(count=60)
-    source.copy_of = dict.fromkeys(range(60), 0)
-    report = prepare(tmp_path / "prepared", source).duplicates_across_splits
-    assert report["count"] == 52
-    assert len(report["pairs"]) == 20
+def test_a_picture_with_two_labels_is_left_out_wherever_it_is(tmp_path):
+    source = MadeUpSource(count=40)
+    source.copy_of = {1: 0}
+    settings = {"train_images": 16, "validation_images": 12}
+    prepared = prepare(tmp_path / "prepared", source, **settings)
+    assert [(one.path, one.kind, one.reason) for one in prepared.rejected()] == [
+        ("0.png", "contradiction", "the same picture is labelled oak: 1.png"),
+        ("1.png", "contradiction", "the same picture is labelled ash, white: 0.png"),
+    ]
+    assert len(prepared.images) == 38
+    with pytest.raises(TooManyRejectedError, match=r"0\.png: the same picture is labelled oak"):
+        prepare(tmp_path / "strict", source, max_rejected=0.04, **settings)
 
 
 def test_indices_are_those_of_a_split(tmp_path):
@@ -242,6 +332,7 @@ def test_a_missing_file_says_to_run_prepare(tmp_path, name):
         ("dataset.json", "{", "is damaged .* run the prepare stage again"),
         ("dataset.json", "[]", "is damaged .* run the prepare stage again"),
         ("dataset.json", '{"classes": ["ash, white"]}', "'oak' is not in dataset.json"),
+        ("dataset.json", '{"classes": ["ash, white", "oak"]}', "is not in dataset.json"),
         ("samples.csv", "", "must have the columns path, label, split"),
         ("samples.csv", "file,label\n", "must have the columns path, label, split"),
         ("samples.csv", "path,label,split\n1.png,oak,train\n", r"\[20, 8, 8, 3\].*\[1, 8, 8, 3\]"),
@@ -266,6 +357,13 @@ def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
     )
+
+
+def test_damage_to_the_list_of_rejected_images_is_named(tmp_path):
+    prepared = prepare(tmp_path / "prepared")
+    (prepared.folder / "rejected.csv").write_text("nonsense\n")
+    with pytest.raises(ValueError, match=r"rejected\.csv must have the columns path, label, split"):
+        prepared.rejected()
 
 
 def test_opening_imports_neither_torch_nor_scikit_learn(tmp_path):

@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         image_size=48,
         mean=backbone.mean,
         std=backbone.std,
-        validation_accuracy=0.5,
+        validation_score=0.5,
     )
     (folder / "deploy").mkdir()
     path = folder / "deploy" / "model.onnx"

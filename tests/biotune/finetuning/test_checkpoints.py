@@ -33,7 +33,7 @@ def card(network: Backbone, **changes) -> dict:
         image_size=64,
         mean=network.mean,
         std=network.std,
-        validation_accuracy=0.975,
+        validation_score=0.975,
     )
     return {**whole.to_json(), **changes}
 

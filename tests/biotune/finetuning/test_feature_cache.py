@@ -17,6 +17,8 @@ from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import CHUNK, FeatureCache, cut_of, network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
+from biotune.finetuning.freezing import set_training_mode
+from biotune.finetuning.partition import Block
 from biotune.finetuning.training import LearningCurve, TrainingSettings
 from biotune.plan import FineTunePlan
 from tests.biotune.finetuning import toy
@@ -113,8 +115,14 @@ def _wide_toy(name: str, weights: str, classes: int, *, fast_depthwise: bool) ->
     backbone = toy.backbone()
     pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
     network = nn.Sequential(*backbone.network[:6], *pooled)
-    blocks = {**dict(backbone.blocks), "head": pooled}
-    return replace(backbone, network=network, blocks=blocks)
+    head = Block(pooled, ("8.weight", "8.bias"), first_layer=8)
+    return replace(
+        backbone,
+        network=network,
+        blocks={**backbone.blocks, "head": head},
+        layers=tuple(network),
+        new=frozenset(head.tensors),
+    )
 
 
 def _bits(curve: LearningCurve) -> LearningCurve:
@@ -146,11 +154,19 @@ def test_the_cut_comes_before_the_first_trained_layer_and_after_pooling() -> Non
     assert pooled.features(np.array([0]), cut("fc")).shape == (1, 2048)
 
 
-def test_dropout_is_never_part_of_a_trained_blocks_prefix() -> None:
-    backbone = toy.backbone()
-    layers = (nn.Dropout(0.5), nn.Flatten(), nn.Linear(6, 3))
-    dropping = replace(backbone, blocks={**dict(backbone.blocks), "head": layers})
-    assert cut_of(dropping, toy.plan(head=1.0)) == 6
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_the_heads_dropout_is_never_part_of_its_prefix(name: str) -> None:
+    backbone = build_backbone(name, "none", 3)
+    plan = FineTunePlan({b: 1.0 if b == "fc" else None for b in backbone.blocks})
+    cut = cut_of(backbone, plan)
+
+    def has(kind: type[nn.Module], layers: tuple[nn.Module, ...]) -> bool:
+        return any(isinstance(module, kind) for layer in layers for module in layer.modules())
+
+    assert has(nn.Dropout, backbone.layers[cut:])
+    assert not has(nn.AdaptiveAvgPool2d, backbone.layers[cut:])
+    set_training_mode(backbone, plan)
+    assert backbone.network.dropout.training
 
 
 # --- what is kept

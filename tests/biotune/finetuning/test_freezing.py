@@ -85,8 +85,8 @@ def test_frozen_blocks_are_in_evaluation_mode_and_trained_ones_in_training_mode(
     # In `middle` there is dropout, too; a module by itself must not be forgotten.
     for plan in (toy.plan(stem=1.0, head=1.0), toy.plan(middle=1.0)):
         set_training_mode(backbone, plan)
-        for block, modules in backbone.blocks.items():
-            for module in modules:
+        for block, part in backbone.blocks.items():
+            for module in part.modules:
                 assert module.training == (block in plan.trained_blocks), (block, module)
 
 

@@ -29,6 +29,26 @@ def test_validation_scores_are_balanced_accuracy_and_brier_score():
     assert brier == pytest.approx(BRIER, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("accuracy", 3 / 4), ("f1_macro", (2 / 3 + 2 / 3 + 1) / 3), ("balanced_accuracy", 5 / 6)],
+)
+def test_validation_may_be_scored_by_another_metric(metric, expected):
+    assert validation_scores(PROBABILITIES, LABELS, metric)[0] == pytest.approx(expected)
+
+
+def test_auroc_is_how_often_the_second_class_ranks_higher():
+    probabilities = np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8], [0.65, 0.35]], dtype=np.float32)
+    labels = np.array([0, 0, 1, 1])
+    assert validation_scores(probabilities, labels, "auroc")[0] == pytest.approx(3 / 4)
+    assert classifier_scores(probabilities, labels)["auroc"] == pytest.approx(3 / 4)
+
+
+def test_auroc_of_more_than_two_classes_is_refused():
+    with pytest.raises(ValueError, match="auroc is for two classes, here are 3"):
+        validation_scores(PROBABILITIES, LABELS, "auroc")
+
+
 def test_every_figure_of_a_classifier_is_what_a_hand_computes():
     scores = classifier_scores(PROBABILITIES, LABELS)
     assert set(scores) == {

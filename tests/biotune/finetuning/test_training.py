@@ -13,7 +13,7 @@ import torch
 from biotune.finetuning import training
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.feature_cache import network_input
+from biotune.finetuning.feature_cache import FeatureCache, network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.freezing import FreezeProofError
 from biotune.finetuning.metrics import validation_scores
@@ -146,7 +146,7 @@ def test_the_optimizer_is_adam_without_weight_decay(optimizers):
 def test_a_run_stops_after_patience_epochs_without_a_better_accuracy(monkeypatch):
     script(monkeypatch, [0.1, 0.5, 0.4, 0.5, 0.9])
     result = run(toy.plan(head=1.0), settings=toy.settings(epochs=5, patience=2))
-    assert result.curve.validation_accuracy == (0.1, 0.5, 0.4, 0.5)
+    assert result.curve.validation_score == (0.1, 0.5, 0.4, 0.5)
     assert result.curve.best_epoch == 1
     assert result.curve.outcome == "finished"
 
@@ -154,7 +154,7 @@ def test_a_run_stops_after_patience_epochs_without_a_better_accuracy(monkeypatch
 def test_a_run_goes_on_while_it_gets_better_and_ends_after_its_epochs(monkeypatch):
     script(monkeypatch, [0.1, 0.2, 0.1, 0.3, 0.4, 1.0])
     result = run(toy.plan(head=1.0), settings=toy.settings(epochs=5, patience=2))
-    assert result.curve.validation_accuracy == (0.1, 0.2, 0.1, 0.3, 0.4)
+    assert result.curve.validation_score == (0.1, 0.2, 0.1, 0.3, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number_is_an_outcome_and_no_exception():
         toy.plan(stem=1.0, middle=1.0), settings=toy.settings(base_lr=1e30), keep_best=True
     )
     assert result.curve.outcome == "diverged"
-    assert result.curve.validation_accuracy == ()
+    assert result.curve.validation_score == ()
     assert result.best_state is None
 
 
@@ -304,14 +304,14 @@ def test_a_run_that_diverges_late_keeps_the_epochs_before(monkeypatch):
     monkeypatch.setattr(training, "predict_probabilities", nan_from_the_second_epoch)
     curve = run(toy.plan(head=1.0)).curve
     assert curve.outcome == "diverged"
-    assert len(curve.train_loss) == len(curve.validation_accuracy) == 1
+    assert len(curve.train_loss) == len(curve.validation_score) == 1
 
 
 def detached(*, after: str) -> Backbone:
     """The toy network with a fault: no gradient reaches this block, or any before it."""
     whole = toy.backbone()
-    faulty = {b: (*m, toy.Detach()) if b == after else m for b, m in whole.blocks.items()}
-    return replace(whole, blocks=faulty)
+    place = whole.blocks["middle" if after == "stem" else "head"].first_layer
+    return replace(whole, layers=(*whole.layers[:place], toy.Detach(), *whole.layers[place:]))
 
 
 def test_a_trained_block_that_no_gradient_reaches_is_caught():
@@ -416,7 +416,7 @@ def test_bf16_trains_too_and_is_really_another_precision():
 def test_a_few_epochs_on_forty_digits_beat_chance_by_far(trainer):
     plan = plan_of(trainer, {"blocks.4": 5.0, "blocks.5": 5.0, "classifier": 3.0})
     curve = trainer.train(TrainingTask(plan, 0, TrainingSettings(6, 6, 10, 0.001))).curve
-    assert curve.validation_accuracy[curve.best_epoch] >= 0.45  # chance is 0.1
+    assert curve.validation_score[curve.best_epoch] >= 0.45  # chance is 0.1
     assert curve.train_loss[-1] < curve.train_loss[0] / 2
     assert curve.validation_brier[curve.best_epoch] < 0.75  # not knowing is 0.9
     assert curve.trained_parameters == sum(
@@ -433,7 +433,7 @@ def test_the_same_plan_trains_on_cuda_in_bf16_and_the_freeze_proof_holds(digits)
     task = TrainingTask(plan, 0, TrainingSettings(6, 6, 10, 0.001))
     result = trainer.train(task, keep_best=True)  # ends with the freeze proof
     assert result.curve.outcome == "finished"
-    assert result.curve.validation_accuracy[result.curve.best_epoch] >= 0.45
+    assert result.curve.validation_score[result.curve.best_epoch] >= 0.45
     for block in plan.frozen_blocks:
         names = trainer.backbone.tensor_names(block)
         assert all(torch.equal(result.best_state[name], start[name]) for name in names)
@@ -456,10 +456,10 @@ def test_a_hopeless_run_stops_and_is_a_prefix_of_the_whole_run(trainer: Trainer)
     plan = plan_of(trainer, {"blocks.5": 5.0})
     settings = TrainingSettings(epochs=3, patience=3, batch_size=16, base_lr=0.001)
     whole = trainer.train(TrainingTask(plan, 0, settings)).curve
-    needed = (0.0, max(whole.validation_accuracy[:2]) + 0.01)
+    needed = (0.0, max(whole.validation_score[:2]) + 0.01)
     raced = trainer.train(TrainingTask(plan, 0, settings, must_reach=needed)).curve
     assert raced.outcome == "stopped"
-    assert raced.validation_accuracy == whole.validation_accuracy[:2]
+    assert raced.validation_score == whole.validation_score[:2]
     assert apart_from_time(raced) == apart_from_time(whole.raced(needed))
 
 
@@ -469,5 +469,69 @@ def test_thresholds_that_are_met_or_come_after_the_end_change_nothing(
 ) -> None:
     script(monkeypatch, [0.3, 0.4, 0.5])
     curve = run(toy.plan(head=1.0), must_reach=needed).curve
-    assert (curve.outcome, len(curve.validation_accuracy)) == ("finished", 3)
+    assert (curve.outcome, len(curve.validation_score)) == ("finished", 3)
     assert curve.raced(needed) == curve
+
+
+# --- metric, class weights, smoothing and augmentation
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "acuracy"}, "metric must be one of balanced_accuracy, accuracy, .*'acuracy'"),
+        ({"class_weights": "inverse"}, "class_weights must be one of none, balanced"),
+        ({"augment": "mixup"}, "augment must be one of none, flip"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_unknown_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy.settings(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"class_weights": "balanced"}, {"label_smoothing": 0.2}, {"augment": "flip"}],
+)
+def test_each_setting_changes_the_training_and_repeats_to_the_bit(changes):
+    images = toy.subset(20)  # 7, 7 and 6 of each class
+    plan = toy.plan(middle=1.0, head=1.0)
+    plain = fit(toy.backbone(), plan, images, images, toy.settings(), seed=0)
+    first, again = (
+        fit(toy.backbone(), plan, images, images, toy.settings(**changes), seed=0) for _ in range(2)
+    )
+    assert first.curve.train_loss == again.curve.train_loss != plain.curve.train_loss
+
+
+def test_augmented_training_images_are_never_kept_and_validation_images_are(monkeypatch):
+    backbone, images = toy.backbone(), toy.subset(24)
+    everything = replace(images, indices=np.arange(24))
+    train, validation = (replace(images, indices=part) for part in np.split(np.arange(24), 2))
+    cache = FeatureCache(backbone, everything.images, Compute(), 10_000_000)
+    asked = []
+    real = cache.features
+
+    def features(indices, cut):
+        asked.extend(indices.tolist())
+        return real(indices, cut)
+
+    monkeypatch.setattr(cache, "features", features)
+    settings = toy.settings(augment="flip")
+    fit(backbone, toy.plan(head=1.0), train, validation, settings, seed=0, cache=cache)
+    assert set(asked) == set(range(12, 24))
+
+
+def test_what_is_maximised_is_the_named_metric(monkeypatch):
+    calls = []
+    real = training.validation_scores
+
+    def scores(probabilities, labels, metric):
+        calls.append(metric)
+        return real(probabilities, labels, metric)
+
+    monkeypatch.setattr(training, "validation_scores", scores)
+    images = toy.subset()
+    settings = toy.settings(metric="f1_macro")
+    fit(toy.backbone(), toy.plan(head=1.0), images, images, settings, seed=0)
+    assert set(calls) == {"f1_macro"}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.partition import Block
 from biotune.finetuning.training import ImageSubset, TrainingSettings
 from biotune.plan import FineTunePlan
 
@@ -38,12 +39,20 @@ def backbone() -> Backbone:
             nn.Linear(6, CLASSES),
         )
     network.to(memory_format=torch.channels_last).eval()
+    tensors = list(network.state_dict())
+    parts = {"stem": (0, 1, 2), "middle": (3, 4, 5), "head": (6, 7)}
     blocks = {
-        "stem": tuple(network[:3]),
-        "middle": tuple(network[3:6]),
-        "head": tuple(network[6:]),
+        name: Block(
+            modules=tuple(network[layer] for layer in layers),
+            tensors=tuple(t for t in tensors if int(t.split(".")[0]) in layers),
+            # Flattening is no part of the head: what it leaves is kept.
+            first_layer=7 if name == "head" else layers[0],
+        )
+        for name, layers in parts.items()
     }
-    return Backbone("toy", network, blocks, (0.5, 0.4, 0.3), (0.25, 0.5, 0.125))
+    new = frozenset({"7.weight", "7.bias"})
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.5, 0.125)
+    return Backbone("toy", CLASSES, network, blocks, tuple(network), new, mean, std)
 
 
 def plan(**multipliers: float) -> FineTunePlan:

@@ -1,0 +1,170 @@
+"""One contract for all networks: the paper's four, others of torchvision, and timm's.
+
+Random weights, and the smallest images that each network trains on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from biotune.deployment.export import export_onnx
+from biotune.deployment.verify import compare, onnx_probabilities
+from biotune.finetuning.backbones import Backbone, block_sizes, build_backbone
+from biotune.finetuning.checkpoints import ModelCard
+from biotune.finetuning.feature_cache import cut_of
+from biotune.finetuning.training import (
+    ImageSubset,
+    TrainingSettings,
+    fit,
+    predict_probabilities,
+)
+from biotune.plan import FineTunePlan
+from tests.biotune.finetuning import toy
+
+CLASSES = 3
+
+SIZES = {
+    "efficientnet_lite0": 32,
+    "resnet50": 32,
+    "densenet121": 32,
+    "vgg19": 32,
+    "inception_v3": 299,
+    "mobilenet_v3_small": 32,
+    "squeezenet1_1": 32,
+    "convnext_tiny": 32,
+    "timm/resnet18d": 32,
+    "timm/convnext_atto": 32,
+    "timm/mobilenetv3_small_050": 32,
+}
+
+BLOCKS = {
+    "efficientnet_lite0": ["stem", *(f"blocks.{i}" for i in range(7)), "conv_head", "classifier"],
+    "resnet50": ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"],
+    "densenet121": [
+        *("conv0", "denseblock1", "transition1", "denseblock2", "transition2"),
+        *("denseblock3", "transition3", "denseblock4", "classifier"),
+    ],
+    "vgg19": ["stage1", "stage2", "stage3", "stage4", "stage5", "classifier"],
+    "inception_v3": [
+        *("stem", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"),
+        *("Mixed_6d", "Mixed_6e", "AuxLogits", "Mixed_7a", "Mixed_7b", "Mixed_7c", "fc"),
+    ],
+}
+"""Section 1 of the method."""
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return build_backbone(request.param, "none", CLASSES)
+
+
+def images(backbone: Backbone, count: int = 6) -> ImageSubset:
+    size = SIZES[backbone.name]
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int64) % CLASSES
+    pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return ImageSubset(pixels, labels, np.arange(count, dtype=np.int64))
+
+
+def network_input(backbone: Backbone) -> torch.Tensor:
+    size = SIZES[backbone.name]
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return noise.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_blocks_are_the_papers(name):
+    assert list(block_sizes(name, CLASSES)) == BLOCKS[name]
+
+
+def test_every_tensor_is_in_one_block_and_the_head_depends_on_the_classes(backbone):
+    names = [name for block in backbone.blocks for name in backbone.tensor_names(block)]
+    assert sorted(names) == sorted(backbone.network.state_dict())
+    assert len(set(names)) == len(names)
+    assert backbone.new & set(backbone.tensor_names(backbone.head))
+    sizes = block_sizes(backbone.name, CLASSES)
+    assert list(sizes) == list(backbone.blocks)
+    for block, size in sizes.items():
+        assert size == sum(p.numel() for p in backbone.parameters_of(block)) > 0
+
+
+@torch.inference_mode()
+def test_running_on_from_any_block_is_running_the_network(backbone):
+    pixels = network_input(backbone)
+    logits = backbone.network(pixels)
+    assert logits.shape == (2, CLASSES)
+    first_layers = [block.first_layer for block in backbone.blocks.values()]
+    assert len(set(first_layers)) > 3, "features of frozen prefixes can be kept"
+    for index, layer in enumerate([*first_layers, len(backbone.layers)]):
+        features = backbone.run_layers(0, layer, pixels)
+        assert torch.allclose(backbone.forward_from(index, features), logits, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
+    """The freeze proof is in ``fit``; each block is frozen once and trained once, or more."""
+    start = toy.copy_of(backbone)
+    rng = np.random.default_rng(1)
+    mask = rng.random(len(backbone.blocks)) < 0.5
+    mask[-1] = True
+    subset = images(backbone)
+    settings = TrainingSettings(1, 1, 6, 1e-3)
+    for trained in (mask, ~mask):
+        plan = FineTunePlan(
+            {block: 1.0 if t else None for block, t in zip(backbone.blocks, trained, strict=True)}
+        )
+        backbone.network.load_state_dict(start)
+        result = fit(backbone, plan, subset, subset, settings, seed=0)
+        assert result.curve.outcome == "finished"
+        now = backbone.network.state_dict()
+        for block, multiplier in plan.items():
+            same = [torch.equal(now[n], start[n]) for n in backbone.tensor_names(block)]
+            is_head = block == backbone.head  # which is initialised anew, trained or not
+            assert all(same) == (multiplier is None) or is_head, block
+    backbone.network.load_state_dict(start)
+
+
+@pytest.mark.slow
+def test_a_kept_prefix_gives_the_same_bits(backbone):
+    from biotune.finetuning.compute import Compute
+    from biotune.finetuning.feature_cache import FeatureCache
+
+    start, subset = toy.copy_of(backbone), images(backbone)
+    blocks = list(backbone.blocks)
+    trained = blocks[len(blocks) // 2 :]
+    plan = FineTunePlan({block: 1.0 if block in trained else None for block in blocks})
+    assert cut_of(backbone, plan) > 0
+    curves = []
+    for cache in (None, FeatureCache(backbone, subset.images, Compute(), 100_000_000)):
+        backbone.network.load_state_dict(start)
+        settings = TrainingSettings(2, 2, 3, 1e-3)
+        result = fit(backbone, plan, subset, subset, settings, seed=0, cache=cache)
+        curves.append((result.curve.train_loss, toy.copy_of(backbone)))
+    assert curves[0][0] == curves[1][0]
+    assert toy.equal(curves[0][1], curves[1][1])
+    backbone.network.load_state_dict(start)
+
+
+@pytest.mark.slow
+def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
+    subset = images(backbone, 4)
+    card = ModelCard(
+        backbone=backbone.name,
+        classes=tuple("abc"),
+        plan=FineTunePlan(dict.fromkeys(backbone.blocks, 1.0)),
+        name="random",
+        image_size=SIZES[backbone.name],
+        mean=backbone.mean,
+        std=backbone.std,
+        validation_score=0.5,
+    )
+    expected = predict_probabilities(backbone, subset)
+    file = Path(tmp_path, "model.onnx")
+    export_onnx(backbone, card, file)
+    for size in (1, 4):
+        batches = onnx_probabilities(file, subset.images, subset.indices, size)
+        assert compare(np.concatenate(list(batches)), expected).largest_difference < 1e-4

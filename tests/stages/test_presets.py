@@ -1,0 +1,122 @@
+"""Every preset passes the schema, and every stage of it its dry run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline.params import load_params
+from pipeline.presets import PRESETS, preset_names
+from stages import cli
+
+STAGES = ("prepare", "search", "finetune", "evaluate", "export")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty, but for the images of those presets whose images are never downloaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path / "home"))
+    rng = np.random.default_rng(0)
+    rows = ["image_name,patient_id,target,benign_malignant"]
+    for number in range(20):
+        picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+        for file in (f"images/{'ab'[number % 2]}/{number}.png", f"isic2020/train/I{number}.jpg"):
+            path = tmp_path / "data" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        rows.append(f"I{number},P,{number % 2},{('benign', 'malignant')[number % 2]}")
+    (tmp_path / "data" / "isic2020" / "train.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def test_there_is_one_for_each_of_the_papers_sets_and_one_for_own_images() -> None:
+    sets = [
+        "cifar10",
+        "dtd",
+        "fgvcaircraft",
+        "flowers102",
+        "isic2020",
+        "mnist",
+        "stl10",
+        "svhn",
+        "usps",
+    ]
+    assert preset_names() == sorted(["images", *(f"paper-{name}" for name in sets)])
+    result = CliRunner().invoke(cli.main, ["init"])
+    assert result.exit_code == 0
+    for name in preset_names():
+        assert f"{name} " in result.output
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_paper_preset_is_the_published_setting(name: str) -> None:
+    params = load_params(PRESETS / f"{name}.yaml")
+    search = params.search
+    if name == "images":
+        return
+    assert params.model.backbone == "resnet50"
+    assert (search.population, search.generations, search.elites, search.folds) == (10, 10, 3, 2)
+    assert (search.epochs, search.patience, search.batch_size) == (30, 3, 96)
+    assert (search.base_lr, search.training_seeds) == (0.001, [0, 1, 2])
+    assert search.rescore_elites
+    added = (search.seed_recipes, search.surgical_scan, search.smoothed_ranking, search.racing)
+    assert not any(added)
+    assert (search.head, search.reproduction) == ("evolved", "sequential")
+    assert (search.metric, search.augment) == ("balanced_accuracy", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", preset_names())
+def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
+    name: str, folder: Path
+) -> None:
+    before = sorted(folder.rglob("*"))
+    for stage in STAGES:
+        command = [stage, "--params", str(PRESETS / f"{name}.yaml"), "--dry-run"]
+        result = CliRunner().invoke(cli.main, command)
+        assert result.exit_code == 0, result.output
+        assert f"Dry run of {stage}" in result.output
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
+    params = str(PRESETS / "paper-flowers102.yaml")
+    result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    rows = {cells[1].strip(): cells[2].strip() for cells in _cells(result.output)}
+    assert rows["evaluations"] == "140 x 3 seeds"
+    assert rows["elites' extra scores on each new fold"] == "30 x 3 seeds"
+    assert rows["runs"] == "at most 520, of at most 30 epochs"
+    assert rows["time"].startswith("at most ")
+    assert rows["time"].endswith((" h", " days"))
+    assert "GiB for each of" in rows["memory"]
+    assert "102 classes (as published; they are not downloaded yet)" in rows["images"]
+
+
+def _cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("│")]
+    return [line.split("│") for line in lines]
+
+
+def test_init_writes_a_preset_and_keeps_what_was_there(folder: Path) -> None:
+    (folder / "params.yaml").write_text("mine: 1\n")
+    for _ in range(2):  # the second finds that nothing is to be kept
+        result = CliRunner().invoke(cli.main, ["init", "images"])
+        assert result.exit_code == 0, result.output
+    assert (folder / "params.yaml").read_bytes() == (PRESETS / "images.yaml").read_bytes()
+    assert (folder / "params.yaml.old").read_text() == "mine: 1\n"
+    CliRunner().invoke(cli.main, ["init", "paper-dtd"])
+    assert (folder / "params.yaml.old2").read_bytes() == (PRESETS / "images.yaml").read_bytes()
+
+
+def test_an_unknown_preset_is_one_line_and_writes_nothing(folder: Path) -> None:
+    result = CliRunner().invoke(cli.main, ["init", "paper-flowers"])
+    assert result.exit_code == 1
+    assert "no preset 'paper-flowers'; did you mean paper-flowers102?" in result.output
+    assert not (folder / "params.yaml").exists()
