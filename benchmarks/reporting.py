@@ -11,7 +11,7 @@ from typing import Final, cast
 import click
 import torch
 
-from biotune.data.prepared import PreparedImages, prepare_images
+from biotune.data import PreparedImages, prepare_images
 from biotune.data.sources import DigitsSource
 from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute, Precision

@@ -10,8 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from biotune.data.prepared import DATASET_FILE, PreparedImages
 from biotune.data.reading import read_images
@@ -43,7 +45,7 @@ class ExpectedImages:
         known_from: for people.
     """
 
-    labels: dict[str, np.ndarray]
+    labels: dict[str, NDArray[Any]]
     classes: int
     known_from: str
 
@@ -60,7 +62,7 @@ def expected_images(params: Params, prepared: Path) -> ExpectedImages:
     """
     if (prepared / DATASET_FILE).exists():
         found = PreparedImages.open(prepared)
-        labels = {split: found.labels[found.indices(split)] for split in SPLITS}
+        labels: dict[str, NDArray[Any]] = {s: found.labels[found.indices(s)] for s in SPLITS}
         return ExpectedImages(labels, len(found.classes), f"prepared in {prepared}")
     return _listed_images(params, Path(params.prepare.path))
 
@@ -69,6 +71,7 @@ def _listed_images(params: Params, path: Path) -> ExpectedImages:
     section = params.prepare
     if section.source in TORCHVISION_SETS and not is_downloaded(section.source, path):
         kind = TORCHVISION_SETS[section.source]
+        given: list[str] | None
         all_labels = np.concatenate([np.arange(n) % kind.classes for n in kind.published.values()])
         given = [split for split, n in kind.published.items() for _ in range(n)]
         classes, known_from = kind.classes, "as published; they are not downloaded yet"
@@ -83,7 +86,7 @@ def _listed_images(params: Params, path: Path) -> ExpectedImages:
         validation=section.validation_images,
         seed=section.seed,
     )
-    labels = {split: all_labels[splits == split] for split in SPLITS}
+    labels: dict[str, NDArray[Any]] = {s: all_labels[splits == s] for s in SPLITS}
     return ExpectedImages(labels, classes, known_from)
 
 
@@ -94,7 +97,7 @@ def prepare(params: Params, images: Path) -> None:
         print(f"{section.source} is not in {images} yet: torchvision will download it.")
     expected = _listed_images(params, images)
     total = sum(expected.count(split) for split in SPLITS)
-    rows = [(split, str(expected.count(split))) for split in SPLITS]
+    rows: list[tuple[str, str]] = [(split, str(expected.count(split))) for split in SPLITS]
     rows.append(("bytes", f"{total * section.image_size**2 * 3:,}"))
     if "download" not in expected.known_from:
         source = source_of(params, images)

@@ -113,7 +113,7 @@ def run(
 
 def _seed_files(seeds: Path, training_seeds: Sequence[int]) -> dict[str, list[Path]]:
     """Role → weights of each of its runs; a recipe that won was trained once, as the winner."""
-    found = {}
+    found: dict[str, list[Path]] = {}
     for role in ("winner", "best_recipe"):
         files = [seed_file(seeds, role, seed) for seed in training_seeds]
         found[role] = files if files[0].exists() else found.get("winner", files)

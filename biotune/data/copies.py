@@ -47,7 +47,7 @@ def copies_across_splits(digests: Sequence[bytes], samples: Sequence[Sample]) ->
     Returns:
         Index → reason.
     """
-    found = {}
+    found: dict[int, str] = {}
     for group in _copies(digests):
         kept = max((samples[index] for index in group), key=lambda one: _LATER[one.split])
         reason = f"a copy of the {kept.split} image {kept.path}"

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def decode(file: Path, background: str) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         what = "a link to nothing" if file.is_symlink() else "no such file"
         raise UnusableImageError(what) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnusableImageError("the file is no image that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS

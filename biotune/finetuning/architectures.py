@@ -128,7 +128,7 @@ def _torchvision(name: str) -> Architecture:
         if "transform_input" in options:
             return HALF, HALF
         transforms = entry(chosen if chosen in weights.__members__ else "imagenet").transforms()
-        return tuple(transforms.mean), tuple(transforms.std)
+        return _channels(transforms.mean), _channels(transforms.std)
 
     return Architecture(
         name=name,
@@ -166,7 +166,7 @@ def _torchvision_blocks(name: str, network: nn.Module) -> dict[str, tuple[str, .
 
 def _densenet_blocks(network: nn.Module) -> dict[str, tuple[str, ...]]:
     children = [name for name, _ in network.get_submodule("features").named_children()]
-    blocks = {"conv0": ("features.conv0.", "features.norm0.")}
+    blocks: dict[str, tuple[str, ...]] = {"conv0": ("features.conv0.", "features.norm0.")}
     blocks |= {
         child: (f"features.{child}.",)
         for child in children
@@ -234,7 +234,7 @@ def _timm(name: str) -> Architecture:
         return network
 
     config = timm.get_pretrained_cfg(short)
-    mean, std = (HALF, HALF) if config is None else (tuple(config.mean), tuple(config.std))
+    mean, std = (HALF, HALF) if config is None else (_channels(config.mean), _channels(config.std))
     return Architecture(
         name=name,
         build=build,
@@ -321,6 +321,11 @@ def _packaged_tensors(network: nn.Module) -> dict[str, Tensor]:
             "install the version in requirements.lock"
         )
     return dict(zip(names, packaged, strict=True))
+
+
+def _channels(values: Sequence[float]) -> Channels:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _unknown(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from biotune.data.prepared import prepare_images
+from biotune.data import prepare_images
 from biotune.data.sources import open_source
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
