@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
 from biotune.deployment.export import export_onnx
-from biotune.deployment.verify import compare, onnx_probabilities
+from biotune.deployment.verify import Agreement, compare, onnx_probabilities, resized_by_torch
+from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.checkpoints import load_model_of
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.console import percent, print_table
@@ -23,6 +27,9 @@ from pipeline.tracking import tracked_stage
 
 BATCH_SIZES = (1, 32)
 """One image at a time, as a service would ask, and many, as a batch job would."""
+
+RAW_IMAGES = 8
+"""Test images that are made as large as the originals were, for the graph to resize."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,14 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
         reference = predict_probabilities(backbone, test)
         with written_beside(files.onnx) as beside:
             export_onnx(backbone, card, beside)
-            agreements = {}
+            agreements: dict[str, Agreement] = {}
             for size in BATCH_SIZES:
                 batches = onnx_probabilities(beside, images.images, test.indices, size)
                 steps = -(-len(test) // size)
                 shown = tqdm(batches, total=steps, desc=f"verify, batches of {size}", unit="batch")
-                agreements[size] = compare(np.concatenate(list(shown)), reference)
-            figures = {f"batch_{size}": asdict(one) for size, one in agreements.items()}
+                agreements[f"batch_{size}"] = compare(np.concatenate(list(shown)), reference)
+            agreements |= dict(_of_original_sizes(beside, backbone, images, test.indices))
+            figures = {name: asdict(one) for name, one in agreements.items()}
             verification = {
                 "test_images": len(test),
                 "min_label_agreement": required,
@@ -87,9 +95,24 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
         tracked.metrics(figures)
         tracked.artifacts([files.onnx, files.labels, files.verification])
     rows = [
-        (f"batches of {size}", percent(one.label_agreement, 2), f"{one.largest_difference:.1e}")
-        for size, one in agreements.items()
+        (name.replace("_", " "), percent(one.label_agreement, 2), f"{one.largest_difference:.1e}")
+        for name, one in agreements.items()
     ]
     title = f"{files.onnx} against torch, {len(test)} test images"
     print_table(title, ["", "same label", "largest difference in probability"], rows)
     return verification
+
+
+def _of_original_sizes(
+    model: Path, backbone: Backbone, images: PreparedImages, test: NDArray[np.int64]
+) -> Iterator[tuple[str, Agreement]]:
+    """Whether the graph resizes as the prepare stage does, from the sizes that images came in."""
+    some = images.images[test[:RAW_IMAGES]]
+    for width, height in sorted(set(images.original_sizes.values())):
+        size = (width, height)
+        raw = np.stack([np.asarray(Image.fromarray(one).resize(size)) for one in some])
+        prepared = resized_by_torch(raw, images.image_size)
+        rows = np.arange(len(raw), dtype=np.int64)
+        subset = ImageSubset(prepared, np.zeros_like(rows), rows)
+        own = np.concatenate(list(onnx_probabilities(model, raw, rows, 1)))
+        yield f"raw_{width}x{height}", compare(own, predict_probabilities(backbone, subset))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
+
+from biotune.data.transforms import resize
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,14 @@ def onnx_probabilities(
         batch = np.ascontiguousarray(images[indices[begin : begin + batch_size]])
         (probabilities,) = session.run(["probabilities"], {"image": batch})
         yield probabilities
+
+
+def resized_by_torch(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """What the prepare stage makes of images: uint8 [n, size, size, 3].
+
+    Args:
+        images: uint8 [n, H, W, 3].
+        size: in pixels.
+    """
+    resized = [resize(torch.from_numpy(one[None]), size) for one in images]  # memory for one
+    return torch.cat(resized).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()

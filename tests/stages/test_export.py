@@ -43,6 +43,9 @@ def test_it_writes_a_model_that_agrees_with_torch_on_every_test_image(pipeline: 
     for size in (1, 32):
         assert verification[f"batch_{size}"]["label_agreement"] >= 0.999
         assert verification[f"batch_{size}"]["largest_difference"] < 1e-3
+    # Digits come as 8 x 8 pixels: the graph resizes as the prepare stage did.
+    assert verification["raw_8x8"]["label_agreement"] == 1
+    assert verification["raw_8x8"]["largest_difference"] < 1e-4
 
 
 def test_plain_onnxruntime_gives_the_labels_of_the_predictions_without_torch(

@@ -114,7 +114,7 @@ def test_every_kind_of_mess_at_once_ends_as_documented(images: Path) -> None:
     names = {Path(path).name for path in prepared.paths}
     assert prepared.classes == ("Käfer", "甲虫")
     assert {file.name for file in used} <= names
-    assert len(names) == 40 + len(used)
+    assert len(prepared.paths) == len(set(prepared.paths)) == 40 + len(used)
     found = rejected()
     assert set(found) == {*unusable, "both a.png", "both b.png"}
     for name, reason in unusable.items():

@@ -92,10 +92,9 @@ def test_onnx_runtime_agrees_at_any_batch_height_and_width(tmp_path):
         tmp_path / "graph.onnx", providers=["CPUExecutionProvider"]
     )
     level = 1 / 255 / 0.224
-    for shape in [(1, 20, 20), (3, 100, 64), (2, 32, 32)]:
+    # Most of these ratios are simple, and give many values half-way between two levels.
+    for shape in [(1, 20, 20), (3, 100, 64), (2, 32, 32), (4, 64, 128), (4, 8, 8), (2, 48, 40)]:
         images = noise(*shape, 3)
         (result,) = session.run(None, {"image": images.numpy()})
         difference = np.abs(result - Preprocess()(images).numpy())
-        # A value on the edge between two levels may be rounded to either.
-        assert difference.max() <= 1.01 * level
-        assert np.mean(difference > 0.1 * level) < 0.001
+        assert difference.max() < 0.1 * level, shape
