@@ -33,7 +33,7 @@ from benchmarks.held_out import held_out_accuracy
 from benchmarks.reporting import describe_machine, markdown_table, one_line, prepare_digits
 from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
 from pipeline import evolve as loop
 from pipeline.compute import resolve_compute, training_settings

@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from biotune.finetuning.compute import Compute
     from biotune.finetuning.fitness import Trainer, TrainingTask
-    from biotune.finetuning.training import LearningCurve
+    from biotune.finetuning.learning_curve import LearningCurve
 
 
 class LostWorkerError(PipelineError):

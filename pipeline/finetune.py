@@ -16,7 +16,7 @@ from biotune.data.prepared import PreparedImages
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
 from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from biotune.evolution.candidate import Candidate
 from biotune.finetuning.fitness import TrainingTask, evaluate
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import Evaluation
 from pipeline.runs import TrainingRun
 

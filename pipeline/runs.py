@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.store import EvaluationStore
 
 Key = TypeVar("Key")

@@ -18,7 +18,7 @@ import torch
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, stopping_epoch
+from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from pipeline.errors import PipelineError
 
 EVALUATION_VERSION = 2

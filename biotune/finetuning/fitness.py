@@ -19,13 +19,8 @@ from biotune.data.splits import resample, stratified_folds
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import FeatureCache
-from biotune.finetuning.training import (
-    FitResult,
-    ImageSubset,
-    LearningCurve,
-    TrainingSettings,
-    fit,
-)
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import FitResult, ImageSubset, TrainingSettings, fit
 from biotune.plan import Evaluation, FineTunePlan, Outcome
 
 FOLD_SEED = 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.confirmation import Confirmation
 from pipeline.evolve import (
     EvaluatedCandidate,

@@ -17,7 +17,8 @@ from biotune.data import prepare_images
 from biotune.data.sources import open_source
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
 from pipeline.executors import (
     LostWorkerError,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from biotune.evolution import BioTune
 from biotune.evolution.candidate import Candidate
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, stopping_epoch
+from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from biotune.plan import Evaluation
 from pipeline.evolve import SearchResult, evolve, new_search
 from pipeline.params import Params, SearchParams

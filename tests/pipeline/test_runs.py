@@ -7,7 +7,7 @@ from pathlib import Path
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve
+from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.racing import cost_rank
 from pipeline.runs import NextTasks, TrainingRun, TrainingRuns, follow
 from pipeline.store import EvaluationStore, shared_inputs

@@ -11,7 +11,8 @@ import pytest
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import TrainingSettings
 from pipeline.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import curve, task
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
 from pipeline.runs import TrainingRun
 

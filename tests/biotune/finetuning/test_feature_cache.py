@@ -18,8 +18,9 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import CHUNK, FeatureCache, cut_of, network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.freezing import set_training_mode
+from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.partition import Block
-from biotune.finetuning.training import LearningCurve, TrainingSettings
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
 from tests.biotune.finetuning import toy
 

@@ -10,7 +10,8 @@ import torch
 
 from biotune.finetuning import fitness
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
-from biotune.finetuning.training import FitResult, LearningCurve, TrainingSettings
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import FitResult, TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
 from tests.biotune.finetuning import toy
 

@@ -16,11 +16,11 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import FeatureCache, network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.freezing import FreezeProofError
+from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.metrics import validation_scores
 from biotune.finetuning.training import (
     FitResult,
     ImageSubset,
-    LearningCurve,
     TrainingSettings,
     fit,
     predict_probabilities,
