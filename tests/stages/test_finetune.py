@@ -81,7 +81,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_training(
 def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from biotune.finetuning.training import LearningCurve
+    from biotune.finetuning.learning_curve import LearningCurve
 
     def diverges(_: object, tasks: object) -> object:
         return [(task, LearningCurve((), (), (), 1, "diverged", 0.0)) for task, _ in tasks]  # type: ignore[attr-defined]
