@@ -103,10 +103,11 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     cache = params.runtime.feature_cache_bytes // workers
     setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
+    _check_replaceable(files.seeds)
     home = biotune_home()
     with (
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
-        TemporaryDirectory(dir=files.model.parent, prefix=".finetune-") as scratch,
+        TemporaryDirectory(dir=files.seeds.parent, prefix=".finetune-") as scratch,
         WorkerPool(setup, workers) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
@@ -158,6 +159,16 @@ def read_plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, F
             ) from error
         plans[role] = (name, plan)
     return plans
+
+
+def _check_replaceable(seeds: Path) -> None:
+    if seeds.exists() and not (
+        seeds.is_dir() and all(file.suffix == ".safetensors" for file in seeds.iterdir())
+    ):
+        raise FileExistsError(
+            f"{seeds} exists and holds something else than weights: choose another folder, or move "
+            "it away"
+        )
 
 
 def _train(

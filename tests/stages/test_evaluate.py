@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from biotune.data.prepared import PreparedImages
 from stages import prepare
@@ -44,6 +46,42 @@ def test_every_figure_is_there_and_follows_from_the_predictions(pipeline: Pipeli
     assert (table.label == table.predicted).mean() == pytest.approx(metrics["accuracy"])
     gain = metrics["accuracy"] - metrics["best_recipe"]["accuracy"]
     assert metrics["gain_over_best_recipe"]["accuracy"] == pytest.approx(gain)
+
+
+def test_every_run_is_tested_and_not_only_the_best_on_validation(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """Three weights, of which two are the kept model's and one is untrained."""
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    trained = load_file(in_pipeline.artifacts / "model/model.safetensors")
+    for seed in (0, 1):
+        save_file(trained, seeds / f"winner-{seed}.safetensors")
+    reset = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+    save_file(reset, seeds / "winner-2.safetensors")
+    params = write_tiny_params(tmp_path / "my.yaml", finetune__training_seeds=[0, 1, 2])
+    metrics = tmp_path / "metrics.json"
+    command = ["--params", str(params), "--seeds", str(seeds), "--metrics", str(metrics)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(metrics.read_text())
+    accuracy = figures["accuracy"]
+    images = PreparedImages.open(in_pipeline.artifacts / "prepared")
+    zeros = float((images.labels[images.indices("test")] == 0).mean())  # all logits are equal
+    over_seeds = figures["over_seeds"]
+    assert over_seeds["accuracy_mean"] == pytest.approx((2 * accuracy + zeros) / 3)
+    assert over_seeds["accuracy_sd"] == pytest.approx(abs(accuracy - zeros) / 3**0.5)
+    assert "accuracy over all seeds" in result.output
+    assert " ± " in result.output
+
+
+def test_weights_of_a_seed_that_are_missing_say_which_stage_to_run(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    params = write_tiny_params(tmp_path / "my.yaml", finetune__training_seeds=[0, 9])
+    result = CliRunner().invoke(main, ["--params", str(params)])
+    assert result.exit_code == 1
+    assert "winner-9.safetensors; run the finetune stage again" in result.output.replace("\n", " ")
 
 
 def test_there_is_a_prediction_for_every_test_image_and_no_other(pipeline: Pipeline) -> None:

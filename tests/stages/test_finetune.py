@@ -47,6 +47,30 @@ def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) ->
     assert metrics["winner"]["validation_score_sd"] is None  # from one seed there is none
 
 
+def test_the_weights_of_every_run_are_kept_and_the_best_is_the_model(pipeline: Pipeline) -> None:
+    folder = pipeline.artifacts / "model"
+    best = json.loads((pipeline.artifacts / "search/best_plan.json").read_text())
+    expected = {"winner-0.safetensors"}
+    if best["blocks"] != best["best_recipe"]["blocks"]:
+        expected.add("best_recipe-0.safetensors")
+    assert {file.name for file in (folder / "seeds").iterdir()} == expected
+    kept = (folder / "seeds" / "winner-0.safetensors").read_bytes()
+    assert kept == (folder / "model.safetensors").read_bytes()
+    assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_a_folder_of_other_things_is_not_replaced_by_weights(
+    in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.executors.ProcessPoolExecutor.submit", pytest.fail)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    result = CliRunner().invoke(main, ["--seeds", str(tmp_path / "mine")])
+    assert result.exit_code == 1
+    assert "holds something else than weights" in result.output
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -88,8 +112,9 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
 
     monkeypatch.setattr("pipeline.executors.WorkerPool.train", diverges)
     params = write_tiny_params(tmp_path / "my.yaml")
-    model = tmp_path / "out" / "model.safetensors"
-    result = CliRunner().invoke(main, ["--params", str(params), "--model", str(model)])
+    model, seeds = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "seeds"
+    command = ["--params", str(params), "--model", str(model), "--seeds", str(seeds)]
+    result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "ended as diverged; try a smaller finetune.base_lr" in result.output
     assert not list(model.parent.iterdir())
