@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = ["image_name,patient_id,target,benign_malignant"]
     for number in range(20):
         picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
-        for file in (f"images/{'ab'[number % 2]}/{number}.png", f"isic2020/train/I{number}.jpg"):
+        for file in (f"images/{'ab'[number % 2]}/{number}.png", f"isic2020/I{number}.jpg"):
             path = tmp_path / "data" / file
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
