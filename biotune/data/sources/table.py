@@ -49,7 +49,7 @@ class ImageTableSource:
     Raises:
         FileNotFoundError: if the folder or the table is missing.
         ValueError: naming file, line or column, for a table that cannot be read, a row without a
-            label, an image in two rows, a name without an ending that two files have, an unknown
+            label, an image in two rows or outside the folder, a name without an ending that two files have, an unknown
             split, or fewer than two classes.
     """
 
@@ -115,6 +115,11 @@ def _check_rows(
         if not name or not label:
             what = table.label_column if name else table.image_column
             raise ValueError(f"{table.file}, line {line}: the column {what} is empty")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"{table.file}, line {line}: {name} is outside the images' folder; give its path "
+                "from there"
+            )
         if first.setdefault(name, line) != line:
             raise ValueError(
                 f"{table.file}, line {line}: {name} is in line {first[name]} already; an image has "

@@ -76,6 +76,8 @@ def test_a_row_whose_image_is_missing_is_an_image_that_cannot_be_used(tmp_path):
         ("image,label\n1.png,a\n2.png,\n", "line 3: the column label is empty"),
         ("image,label\n1.png,a\n2.png\n", "line 3: has fewer columns than the header"),
         ("image,label\n1.png,a\n2.png,b\n1.png,b\n", "line 4: 1.png is in line 2 already"),
+        ("image,label\n1.png,a\n../2.png,b\n", "line 3: ../2.png is outside the images' folder"),
+        ("image,label\n/etc/1.png,a\n2.png,b\n", "line 2: /etc/1.png is outside the images'"),
         ("image,label\n1.png,a\n2.png,a\n", "two classes or more, the column label has a"),
         ("image,label\n", "two classes or more, the column label has none"),
     ],

@@ -13,9 +13,15 @@ import torch
 
 from biotune.deployment.export import export_onnx
 from biotune.deployment.verify import compare, onnx_probabilities
-from biotune.finetuning.backbones import Backbone, block_sizes, build_backbone
+from biotune.finetuning.backbones import (
+    Backbone,
+    block_sizes,
+    build_backbone,
+    convolution_family,
+)
 from biotune.finetuning.checkpoints import ModelCard
-from biotune.finetuning.feature_cache import cut_of
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.feature_cache import FeatureCache, cut_of
 from biotune.finetuning.training import (
     ImageSubset,
     TrainingSettings,
@@ -130,9 +136,6 @@ def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
 
 @pytest.mark.slow
 def test_a_kept_prefix_gives_the_same_bits(backbone):
-    from biotune.finetuning.compute import Compute
-    from biotune.finetuning.feature_cache import FeatureCache
-
     start, subset = toy.copy_of(backbone), images(backbone)
     blocks = list(backbone.blocks)
     trained = blocks[len(blocks) // 2 :]
@@ -147,6 +150,23 @@ def test_a_kept_prefix_gives_the_same_bits(backbone):
     assert curves[0][0] == curves[1][0]
     assert toy.equal(curves[0][1], curves[1][1])
     backbone.network.load_state_dict(start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in SIZES if convolution_family(n) == "depthwise"])
+def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name):
+    plain = build_backbone(name, "none", CLASSES)
+    fast = build_backbone(name, "none", CLASSES, fast_depthwise=True)
+    assert toy.equal(toy.copy_of(plain), toy.copy_of(fast))
+    pixels = network_input(plain)
+    with torch.inference_mode():
+        assert torch.allclose(fast.network(pixels), plain.network(pixels), atol=1e-5)
+    plan = FineTunePlan(dict.fromkeys(fast.blocks, 1.0))
+    subset, compute = images(fast), Compute("cpu", "mixed_depthwise")
+    result = fit(
+        fast, plan, subset, subset, TrainingSettings(1, 1, 3, 1e-3), seed=0, compute=compute
+    )
+    assert result.curve.outcome == "finished"
 
 
 @pytest.mark.slow
