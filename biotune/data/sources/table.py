@@ -49,8 +49,8 @@ class ImageTableSource:
     Raises:
         FileNotFoundError: if the folder or the table is missing.
         ValueError: naming file, line or column, for a table that cannot be read, a row without a
-            label, an image in two rows or outside the folder, a name without an ending that two files have, an unknown
-            split, or fewer than two classes.
+            label, an image in two rows or outside the folder, a name without an ending that two
+            files have, an unknown split, or fewer than two classes.
     """
 
     name = "image_csv"
