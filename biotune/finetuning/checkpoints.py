@@ -50,6 +50,8 @@ class ModelCard:
         Raises:
             KeyError, TypeError, ValueError: for anything else.
         """
+        if not isinstance(card["backbone"], str):
+            raise TypeError(f"its backbone is {card['backbone']!r}")
         return cls(
             backbone=card["backbone"],
             classes=tuple(card["classes"]),

@@ -227,7 +227,8 @@ class _Run:
     ) -> None:
         self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
         self.train = train
-        self.cache = cache or FeatureCache(backbone, train.images, compute)
+        self.cache = cache
+        self.prefix = cache or FeatureCache(backbone, train.images, compute)
         self.must_reach = must_reach
         groups = apply_plan(backbone, plan, settings.base_lr)
         self.cut = cut_of(backbone, plan)
@@ -302,7 +303,7 @@ class _Run:
         """What the layers before the cut make of training images, changed at random or as kept."""
         indices = self.train.indices[positions]
         if self.augment is None:
-            return self.cache.features(indices, self.cut)
+            return self.prefix.features(indices, self.cut)
         pixels = network_input(
             self.augment(self.train.images[indices]), self.backbone, self.compute
         )

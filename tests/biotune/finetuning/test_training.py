@@ -195,8 +195,8 @@ def test_predicting_with_the_kept_tensors_gives_the_recorded_scores(trainer, mon
     # The later, the worse: so the first epoch is kept, and not what the network holds at the end.
     epochs: list[tuple[float, float]] = []
 
-    def ever_worse(probabilities, labels):
-        epochs.append(validation_scores(probabilities, labels))
+    def ever_worse(probabilities, labels, metric):
+        epochs.append(validation_scores(probabilities, labels, metric))
         return (-len(epochs), 0.0)
 
     monkeypatch.setattr(training, "validation_scores", ever_worse)
