@@ -18,7 +18,7 @@ from biotune.finetuning.freezing import apply_plan, set_training_mode
 from biotune.plan import FineTunePlan
 
 TIMED_STEPS = 3
-CPU_BATCH = 8
+CPU_BATCH = 4
 """Images of a timed step on a CPU, where time grows with their number; a GPU gets whole batches."""
 
 

@@ -28,7 +28,7 @@ def test_an_image_folder_is_named_by_option(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         for index in range(6):
-            picture = Image.new("RGB", (20 + index, 30), (40 * index, 0, 0))
+            picture = Image.new("RGB", (20 + index, 30), (40 * index, 255 * (name == "cat"), 0))
             picture.save(tmp_path / "mine" / name / f"{index}.png")
     params = write_tiny_params(
         tmp_path / "my.yaml",

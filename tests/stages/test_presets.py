@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.cost import StepCost, step_cost
 from pipeline.params import load_params
 from pipeline.presets import PRESETS, preset_names
 from stages import cli
 
+WIDE = {"COLUMNS": "200"}
 STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 
 
@@ -23,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path / "home"))
     rng = np.random.default_rng(0)
     rows = ["image_name,patient_id,target,benign_malignant"]
-    for number in range(20):
+    for number in range(40):
         picture = Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
         for file in (f"images/{'ab'[number % 2]}/{number}.png", f"isic2020/I{number}.jpg"):
             path = tmp_path / "data" / file
@@ -32,6 +36,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rows.append(f"I{number},P,{number % 2},{('benign', 'malignant')[number % 2]}")
     (tmp_path / "data" / "isic2020" / "train.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
+
+
+@cache
+def _timed(backbone: str, image_size: int, batch_size: int, compute: Compute) -> StepCost:
+    return step_cost(backbone, 10, image_size, batch_size, compute)
+
+
+def cost_of_a_network(
+    backbone: str, classes: int, image_size: int, batch_size: int, compute: Compute
+) -> StepCost:
+    """Timed once for all presets: they have one network, and differ in their classes."""
+    return _timed(backbone, image_size, batch_size, compute)
 
 
 def test_there_is_one_for_each_of_the_papers_sets_and_one_for_own_images() -> None:
@@ -73,8 +89,9 @@ def test_a_paper_preset_is_the_published_setting(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
-    name: str, folder: Path
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.dry_run.step_cost", cost_of_a_network)
     before = sorted(folder.rglob("*"))
     for stage in STAGES:
         command = [stage, "--params", str(PRESETS / f"{name}.yaml"), "--dry-run"]
@@ -87,7 +104,7 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
 @pytest.mark.slow
 def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
     params = str(PRESETS / "paper-flowers102.yaml")
-    result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"])
+    result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"], env=WIDE)
     assert result.exit_code == 0, result.output
     rows = {cells[1].strip(): cells[2].strip() for cells in _cells(result.output)}
     assert rows["evaluations"] == "140 x 3 seeds"
