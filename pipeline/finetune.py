@@ -177,11 +177,10 @@ def _train(
     """All runs side by side; each leaves its best epoch's tensors in the folder."""
     section = params.finetune
     settings = training_settings(section)
-    tasks = {
-        TrainingTask(plan, seed, settings): seed_file(folder, role, seed)
-        for role, (_, plan) in plans.items()  # the winner may be the recipe: it is trained once
-        for seed in section.training_seeds
-    }
+    tasks: dict[TrainingTask, Path] = {}
+    for role, (_, plan) in plans.items():
+        for seed in section.training_seeds:  # a recipe that won is trained once, as the winner
+            tasks.setdefault(TrainingTask(plan, seed, settings), seed_file(folder, role, seed))
     curves: dict[TrainingTask, LearningCurve] = {}
     runs = pool.train(tasks.items())
     for task, curve in tqdm(runs, total=len(tasks), desc="finetune", unit="run"):

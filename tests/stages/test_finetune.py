@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from biotune.finetuning.checkpoints import load_model
 from biotune.finetuning.training import ImageSubset, predict_probabilities
+from stages import evaluate
 from stages.finetune import main
 from tests.stages.conftest import Pipeline
 from tests.tiny import write_tiny_params
@@ -57,6 +58,28 @@ def test_the_weights_of_every_run_are_kept_and_the_best_is_the_model(pipeline: P
     kept = (folder / "seeds" / "winner-0.safetensors").read_bytes()
     assert kept == (folder / "model.safetensors").read_bytes()
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_a_recipe_that_won_is_trained_once_as_the_winner(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    best = json.loads((in_pipeline.artifacts / "search/best_plan.json").read_text())
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({**best["best_recipe"], "best_recipe": best["best_recipe"]}))
+    seeds, tuned = tmp_path / "seeds", tmp_path / "model.safetensors"
+    command = ["--best-plan", str(plan), "--model", str(tuned), "--seeds", str(seeds)]
+    command += ["--baseline", str(tmp_path / "baseline.safetensors")]
+    command += ["--curves", str(tmp_path / "c.csv"), "--metrics", str(tmp_path / "m.json")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert [file.name for file in seeds.iterdir()] == ["winner-0.safetensors"]
+    baseline = str(tmp_path / "baseline.safetensors")
+    command = ["--model", str(tuned), "--baseline", baseline, "--seeds", str(seeds)]
+    command += ["--metrics", str(tmp_path / "evaluated.json")]
+    result = CliRunner().invoke(evaluate.main, command)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "evaluated.json").read_text())
+    assert metrics["over_seeds"] == metrics["best_recipe"]["over_seeds"]
 
 
 def test_a_folder_of_other_things_is_not_replaced_by_weights(
