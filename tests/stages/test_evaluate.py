@@ -62,6 +62,8 @@ def test_every_run_is_tested_and_not_only_the_best_on_validation(
     params = write_tiny_params(tmp_path / "my.yaml", finetune__training_seeds=[0, 1, 2])
     metrics = tmp_path / "metrics.json"
     command = ["--params", str(params), "--seeds", str(seeds), "--metrics", str(metrics)]
+    for name in ("predictions", "confusion", "classes"):
+        command += [f"--{name}", str(tmp_path / f"{name}.csv")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     figures = json.loads(metrics.read_text())

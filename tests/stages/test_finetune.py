@@ -76,6 +76,8 @@ def test_a_recipe_that_won_is_trained_once_as_the_winner(
     baseline = str(tmp_path / "baseline.safetensors")
     command = ["--model", str(tuned), "--baseline", baseline, "--seeds", str(seeds)]
     command += ["--metrics", str(tmp_path / "evaluated.json")]
+    for name in ("predictions", "confusion", "classes"):
+        command += [f"--{name}", str(tmp_path / f"{name}.csv")]
     result = CliRunner().invoke(evaluate.main, command)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "evaluated.json").read_text())
