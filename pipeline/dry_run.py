@@ -19,7 +19,7 @@ from biotune.data.prepared import DATASET_FILE, PreparedImages
 from biotune.data.reading import read_images
 from biotune.data.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
 from biotune.data.splits import SPLITS, assign_splits, stratified_folds
-from biotune.finetuning.backbones import block_sizes, weights_identity
+from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.cost import StepCost, step_cost
 from biotune.finetuning.fitness import FOLD_SEED
 from pipeline.compute import check_training, describe, resolve_compute
@@ -170,7 +170,8 @@ def predict(stage: str, params: Params, prepared: Path, inputs: Sequence[Path]) 
     """Say what ``evaluate`` or ``export`` takes, and which of its inputs are still to be made."""
     expected = _checked(params, params.finetune, prepared)
     cost, _ = _cost(params, params.finetune, expected)
-    passes = 2 if stage == "evaluate" else 3  # two models; or torch, and ONNX Runtime twice
+    # Two models and all their runs; or torch, and ONNX Runtime twice.
+    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 3
     seconds = passes * expected.count("test") * cost.predict_seconds
     rows = [
         ("images", _images(expected)),
@@ -185,7 +186,10 @@ def _checked(
 ) -> ExpectedImages:
     expected = expected_images(params, prepared)
     check_training(section, expected.classes)
-    weights_identity(params.model.backbone, params.model.weights)  # that there is such a file
+    model = params.model
+    weights_identity(model.backbone, model.weights)  # that there is such a file
+    if Path(model.weights).is_file():
+        build_backbone(model.backbone, model.weights, expected.classes)  # that it fits
     return expected
 
 

@@ -81,7 +81,7 @@ def run(
     recipe, recipe_card = load_model_of(models.baseline, images)
     by_seed = _seed_files(models.seeds, params.finetune.training_seeds)
     for backbone in (winner, recipe):
-        backbone.network.to(compute.device)
+        backbone.to(compute.device)
     check_writable(files.metrics, files.predictions, files.confusion, files.classes)
     with tracked_stage("evaluate", params, images.fingerprint, biotune_home()) as tracked:
         probabilities, recipe_probabilities = (

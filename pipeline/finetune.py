@@ -96,6 +96,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     images = PreparedImages.open(prepared)
     # The workers build it too; here it finds what is wrong with the weights before they start.
     backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    backbone.check_image_size(images.image_size)
     plans = read_plans(best_plan, tuple(backbone.blocks))
     check_training(params.finetune, len(images.classes))
     compute = resolve_compute(params.runtime, params.model.backbone)

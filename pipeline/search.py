@@ -87,7 +87,8 @@ def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dic
     for split in ("train", "validation"):  # that every class has enough images for the folds
         stratified_folds(images.labels[images.indices(split)], params.search.folds, FOLD_SEED)
     # The workers build it too; here only to find what is wrong with the weights before they start.
-    build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
+    backbone.check_image_size(images.image_size)
     return images, block_sizes(params.model.backbone, len(images.classes))
 
 

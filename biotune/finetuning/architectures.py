@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -233,7 +234,10 @@ def _timm(name: str) -> Architecture:
         network: nn.Module = timm.create_model(short, num_classes=classes)
         return network
 
-    config = timm.get_pretrained_cfg(short)
+    try:
+        config = timm.get_pretrained_cfg(short)
+    except RuntimeError as error:  # of a tag that the model does not have
+        raise ValueError(f"model.backbone: {name!r}: {error}") from error
     mean, std = (HALF, HALF) if config is None else (_channels(config.mean), _channels(config.std))
     return Architecture(
         name=name,
@@ -257,16 +261,28 @@ def _timm_blocks(name: str, network: nn.Module) -> dict[str, tuple[str, ...]]:
     blocks: dict[str, tuple[str, ...]] = {}
     for _, parameters in sorted(groups.items()):
         owners = tuple(dict.fromkeys(_owner(parameter) for parameter in parameters))
-        is_head = len(blocks) == len(groups) - 1
-        name_of = owners[-1].split(".")[0] if is_head else _shared_path(owners) or owners[0]
-        blocks[name_of.rstrip(".")] = owners
+        if len(blocks) == len(groups) - 1:
+            name_of = owners[-1].split(".")[0]  # the head
+        else:
+            name_of = _shared_path(owners) or ("stem" if not blocks else _most_shared(owners))
+        if name_of in blocks:
+            raise ValueError(f"{name}: two of timm's groups are called {name_of!r}")
+        blocks[name_of] = owners
     return blocks
+
+
+def _most_shared(owners: Sequence[str]) -> str:
+    """The path that most of these are below, of which the others are an annex."""
+    begins = Counter(owner.split(".")[0] for owner in owners)
+    most = begins.most_common(1)[0][0]
+    return _shared_path([owner for owner in owners if owner.split(".")[0] == most])
 
 
 def _shared_path(owners: Sequence[str]) -> str:
     """The module path that all of these are below; empty for none."""
     paths = zip(*(owner.split(".") for owner in owners), strict=False)
-    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, paths))
+    shared = takewhile(lambda parts: len(set(parts)) == 1, paths)
+    return ".".join(parts[0] for parts in shared).rstrip(".")
 
 
 def _owner(parameter: str) -> str:

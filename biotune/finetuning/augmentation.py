@@ -1,7 +1,7 @@
 """Random changes of training images, by torchvision's transforms on tensors.
 
-The draws come from torch's global stream, which a run seeds for itself; see
-:func:`biotune.finetuning.training.fit`.
+The draws come from a stream of their own: which images a plan sees does not depend on what else
+draws numbers, such as the dropout of the blocks that it trains.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ AUGMENTATIONS: Final[tuple[Augmentation, ...]] = get_args(Augmentation)
 and ``trivialaugment`` (wide; arXiv 2103.10158): the same, and then torchvision's of that name."""
 
 
-def augmenter(name: Augmentation) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+def augmenter(
+    name: Augmentation, seed: int
+) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
     """The function that changes images at random, each by itself; None for ``none``.
 
-    It takes and returns uint8 ``[n, S, S, 3]``.
+    It takes and returns uint8 ``[n, S, S, 3]``. Its n-th call draws the same numbers for the same
+    seed, whatever was drawn elsewhere.
     """
     if name == "none":
         return None
@@ -37,10 +40,15 @@ def augmenter(name: Augmentation) -> Callable[[NDArray[np.uint8]], NDArray[np.ui
         "trivialaugment": [v2.TrivialAugmentWide()],
     }
     transform = v2.Compose([v2.RandomHorizontalFlip(), *changes[name]])
+    state = torch.Generator().manual_seed(seed).get_state()
 
     def augment(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        changed = torch.stack([transform(image) for image in batch])
+        nonlocal state
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global stream
+            torch.set_rng_state(state)
+            changed = torch.stack([transform(image) for image in batch])
+            state = torch.get_rng_state()
         return changed.permute(0, 2, 3, 1).contiguous().numpy()
 
     return augment

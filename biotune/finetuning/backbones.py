@@ -7,6 +7,7 @@ partitions are those of the paper where it has the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from biotune.finetuning.architectures import Architecture, Channels, SideHead, architecture, meta
-from biotune.finetuning.depthwise import replace_depthwise
+from biotune.finetuning.depthwise import is_replaceable, replace_depthwise
 from biotune.finetuning.partition import Block, divide
 from biotune.finetuning.weights import WeightsError, file_identity, read_state_dict
 
@@ -120,6 +121,43 @@ class Backbone:
         named = self._parameters
         yield from (named[name] for name in self.blocks[block].tensors if name in named)
 
+    def to(self, device: str) -> None:
+        """Move it, in place; layers may hold constants that the network does not know."""
+        self.network.to(device)
+        for layer in self.layers:
+            layer.to(device)
+
+    def check_image_size(self, size: int) -> None:
+        """Run two images forward in training mode, with every block trained; nothing is changed.
+
+        Args:
+            size: of the images, in pixels.
+
+        Raises:
+            ValueError: if the network cannot be trained on such images.
+        """
+        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        features = torch.zeros(2, 3, size, size).to(memory_format=torch.channels_last)
+        try:
+            self.network.train()
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                for layer in self.layers:
+                    features = layer(features)
+                    if not isinstance(features, Tensor):
+                        raise ValueError(
+                            f"model.backbone: {self.name} cannot be used: a block of it hands on "
+                            "more than one tensor"
+                        )
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{self.name} cannot be trained on images of {size} pixels ({reason}); choose "
+                "another prepare.image_size"
+            ) from error
+        finally:
+            self.network.eval()
+            self.network.load_state_dict(before)
+
     def tensor_names(self, block: str) -> list[str]:
         """Names, as in ``network.state_dict()``, of one block's parameters and buffers."""
         return list(self.blocks[block].tensors)
@@ -190,17 +228,21 @@ def block_sizes(name: str, classes: int) -> dict[str, int]:
 
 
 def convolution_family(name: str) -> str:
-    """``depthwise`` for a network with depthwise convolutions, else ``dense``.
+    """``dense`` for a network without depthwise convolutions, ``depthwise`` for one with.
 
-    The two kinds want different precisions; see :mod:`biotune.finetuning.precisions`.
+    The two kinds want different precisions; see :mod:`biotune.finetuning.precisions`. If some of
+    the depthwise ones are none that :mod:`biotune.finetuning.depthwise` can stand for, it is
+    ``other_depthwise``, which nobody has measured.
 
     Raises:
         ValueError: for an unknown name.
     """
     network = meta(architecture(name).build, 2)
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    is_depthwise = any(1 < one.groups == one.in_channels for one in convolutions)
-    return "depthwise" if is_depthwise else "dense"
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    depthwise = [one for one in convolutions if 1 < one.groups == one.in_channels]
+    if not depthwise:
+        return "dense"
+    return "depthwise" if all(is_replaceable(one) for one in depthwise) else "other_depthwise"
 
 
 def weights_identity(name: str, weights: str) -> str:
@@ -267,7 +309,10 @@ def _load_all_but(
     new: frozenset[str], network: nn.Module, state: dict[str, Tensor], name: str, source: str
 ) -> None:
     own = network.state_dict()
-    needed = [tensor for tensor in own if tensor not in new]
+    state = {_modern_name(tensor): value for tensor, value in state.items()}
+    # BatchNorm's counters decide nothing, and files from before torch 0.4.1 have none.
+    counters = {tensor for tensor in own if tensor.endswith("num_batches_tracked")}
+    needed = [tensor for tensor in own if tensor not in new | (counters - state.keys())]
     missing = [tensor for tensor in needed if tensor not in state]
     misfit = [n for n in needed if n in state and state[n].shape != own[n].shape]
     if missing or misfit:
@@ -277,3 +322,8 @@ def _load_all_but(
             f"of a {name}."
         )
     network.load_state_dict({**own, **{tensor: state[tensor] for tensor in needed}})
+
+
+def _modern_name(tensor: str) -> str:
+    """torchvision's DenseNet files, and all that were trained from them, have ``norm.1``."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", tensor)

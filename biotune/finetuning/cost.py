@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from biotune.finetuning.backbones import build_backbone
 from biotune.finetuning.compute import Compute
@@ -29,7 +29,8 @@ class StepCost:
     Attributes:
         train_seconds: of one image in a training step.
         predict_seconds: of one image without gradients.
-        fixed_bytes: weights, gradients, and Adam's two moments.
+        fixed_bytes: weights, gradients, Adam's two moments, and the copies of the weights that a
+            worker keeps: the pretrained ones, those at the run's start, and the best.
         image_bytes: what is kept of one image for the backward pass.
     """
 
@@ -56,17 +57,21 @@ def step_cost(
     """
     fast = compute.precision == "mixed_depthwise"
     network = build_backbone(backbone, "none", classes, fast_depthwise=fast)
-    network.network.to(compute.device)
+    network.check_image_size(image_size)
+    network.to(compute.device)
     count = batch_size if compute.device_type == "cuda" else min(batch_size, CPU_BATCH)
     noise = np.random.default_rng(0).integers(0, 256, (count, image_size, image_size, 3))
     images = network_input(noise.astype(np.uint8), network, compute)
     targets = torch.arange(count, device=compute.device) % classes
     plan = FineTunePlan(dict.fromkeys(network.blocks, 1.0))
     optimizer = torch.optim.Adam(apply_plan(network, plan, 1e-4), fused=True)
-    kept: list[int] = []
+    own = {one.untyped_storage().data_ptr() for one in network.network.state_dict().values()}
+    kept: dict[int, UntypedStorage] = {}  # held, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel() * tensor.element_size())
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:  # weights are no image's
+            kept[storage.data_ptr()] = storage
         return tensor
 
     def train() -> None:
@@ -87,21 +92,21 @@ def step_cost(
         set_training_mode(network, plan)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             train()
+        image_bytes = sum(storage.nbytes() for storage in kept.values()) // count
+        kept.clear()
         training = _median_seconds(train, compute)
         network.network.eval()
         predict()
         predicting = _median_seconds(predict, compute)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"{backbone} cannot be trained on images of {image_size} pixels ({error}); choose a "
-            "larger prepare.image_size"
+            f"{count} images of {image_size} pixels do not fit into the device's memory; choose a "
+            "smaller batch_size"
         ) from error
     finally:
         torch.set_num_threads(threads)
     weights = sum(p.numel() * p.element_size() for p in network.network.parameters())
-    return StepCost(training / count, predicting / count, 4 * weights, sum(kept) // count)
+    return StepCost(training / count, predicting / count, 7 * weights, image_bytes)
 
 
 def _median_seconds(step: Callable[[], None], compute: Compute) -> float:

@@ -92,11 +92,12 @@ def replace_depthwise(network: nn.Module) -> None:
     """Put a :class:`DepthwiseConv2d` in the place of every convolution that it can stand for."""
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
-            if isinstance(module, nn.Conv2d) and _is_replaceable(module):
+            if isinstance(module, nn.Conv2d) and is_replaceable(module):
                 setattr(parent, name, DepthwiseConv2d(module))
 
 
-def _is_replaceable(module: nn.Conv2d) -> bool:
+def is_replaceable(module: nn.Conv2d) -> bool:
+    """Whether a :class:`DepthwiseConv2d` can stand for this convolution."""
     return (
         (type(module) is nn.Conv2d or _is_same_padded(module))
         and module.groups == module.in_channels == module.out_channels > 1

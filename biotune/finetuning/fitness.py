@@ -79,7 +79,7 @@ class Trainer:
         fast = compute.precision == "mixed_depthwise"
         classes = len(self.prepared.classes)
         self.backbone: Backbone = build_backbone(backbone, weights, classes, fast_depthwise=fast)
-        self.backbone.network.to(compute.device)
+        self.backbone.to(compute.device)
         if compute.compile:
             for layer in self.backbone.layers:
                 layer.compile()

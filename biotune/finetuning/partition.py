@@ -8,6 +8,7 @@ run one after the other, to the same result as the network.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,17 +49,11 @@ def divide(
     _check(network, block_of, names)
     inside = _modules_in_one_block(network, block_of)
     order = {name: position for position, name in enumerate(names)}
+    block_at = {path: order[block] for path, block in {**inside, **block_of}.items()}
     try:
-        graph = _Tracer(inside).trace(network)
+        layers, first, beside = _layers(network, _traced(network, inside), block_at, names)
     except Exception:  # a model's forward may do anything, and tracing it may fail in any way
-        layers: tuple[nn.Module, ...] = (network,)
-        first = dict.fromkeys(names, 0)
-        beside: dict[str, str] = {}
-    else:
-        block_of_path = {**inside, **block_of}
-        layers, first, beside = _layers(
-            network, graph, {path: order[block] for path, block in block_of_path.items()}, names
-        )
+        layers, first, beside = (network,), dict.fromkeys(names, 0), {}
     blocks = {
         name: Block(
             modules=tuple(
@@ -92,7 +87,8 @@ def _modules_in_one_block(network: nn.Module, block_of: Mapping[str, str]) -> di
     def visit(path: str, module: nn.Module) -> None:
         prefix = f"{path}." if path else ""
         blocks = {block for name, block in block_of.items() if name.startswith(prefix)}
-        if path and len(blocks) == 1:
+        is_called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # or only its children
+        if path and len(blocks) == 1 and is_called:
             found[path] = blocks.pop()
         elif blocks:
             for name, child in module.named_children():
@@ -115,13 +111,31 @@ class _Tracer(fx.Tracer):
         )
 
 
+def _traced(network: nn.Module, inside: Mapping[str, str]) -> fx.Graph:
+    """The top of the network's tree, of its one argument; the others have their defaults."""
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    others = {one.name: one.default for one in parameters[1:] if one.default is not one.empty}
+    graph = _Tracer(inside).trace(network, concrete_args=others)
+    _, *rest = (node for node in graph.nodes if node.op == "placeholder")
+    for placeholder in rest:
+        _erase(graph, placeholder)
+    return graph
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """With all that uses it: checks that an argument has its default."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
 def _layers(
     network: nn.Module, graph: fx.Graph, block_at: Mapping[str, int], names: Sequence[str]
 ) -> tuple[tuple[nn.Module, ...], dict[str, int], dict[str, str]]:
     """The layers, the first of each block, and path → block of the modules without tensors."""
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     segments = _segments(network, nodes, block_at, len(names) - 1)
-    (image,) = (node for node in graph.nodes if node.op == "placeholder" and node.users)
+    (image,) = (node for node in graph.nodes if node.op == "placeholder")
     (output,) = (node for node in graph.nodes if node.op == "output")
     groups = _joined(nodes, segments, output)
     layers, first = [], dict.fromkeys(names, 0)
@@ -129,10 +143,10 @@ def _layers(
     seen: set[str] = set()
     for index, group in enumerate(groups):
         for node in group:
-            varies = node.op in ("call_module", "get_attr") and str(node.target) in block_at
-            if not varies and not _is_dropout(network, node):
+            own = _block_of_node(node, block_at)
+            if own is None and not _is_dropout(network, node):
                 continue
-            name = names[block_at.get(str(node.target), segments[node][0])]
+            name = names[segments[node][0] if own is None else own]
             if name not in seen:
                 seen.add(name)
                 first[name] = index
@@ -141,7 +155,7 @@ def _layers(
     beside = {
         str(node.target): names[segments[node][0]]
         for node in nodes
-        if node.op == "call_module" and node.target not in block_at
+        if node.op == "call_module" and _block_of_node(node, block_at) is None
     }
     return tuple(layers), first, beside
 
@@ -157,11 +171,16 @@ def _segments(
     segments: dict[fx.Node, tuple[int, bool]] = {}
     current = 0
     last_before_head = max(
-        (i for i, node in enumerate(nodes) if block_at.get(str(node.target), head) < head),
+        (
+            i
+            for i, node in enumerate(nodes)
+            if (_block_of_node(node, block_at) or 0) < head
+            and _block_of_node(node, block_at) is not None
+        ),
         default=-1,
     )
     for index, node in enumerate(nodes):
-        block = block_at.get(str(node.target)) if node.op == "call_module" else None
+        block = _block_of_node(node, block_at) if node.op == "call_module" else None
         current = max(current, block or 0)
         if index > last_before_head and _is_dropout(network, node):
             current = head
@@ -170,6 +189,14 @@ def _segments(
         else:
             segments[node] = (current, True)
     return segments
+
+
+def _block_of_node(node: fx.Node, block_at: Mapping[str, int]) -> int | None:
+    """The block of the tensors or the module that a node uses; None if it uses none of a block."""
+    path = str(node.target) if node.op in ("call_module", "get_attr") else ""
+    while path and path not in block_at:
+        path = path.rpartition(".")[0]
+    return block_at.get(path)
 
 
 def _is_dropout(network: nn.Module, node: fx.Node) -> bool:
@@ -206,4 +233,9 @@ def _as_module(network: nn.Module, before: fx.Node, nodes: Sequence[fx.Node]) ->
     for node in nodes:
         known[node] = graph.node_copy(node, lambda one: known[one])
     graph.output(known[nodes[-1]])
-    return fx.GraphModule(network, graph)
+    layer = fx.GraphModule(network, graph)
+    own = set(network.modules())
+    for module in layer.modules():
+        if module not in own:  # made by fx to hold parameters: nothing ever sets its mode
+            module.training = False
+    return layer

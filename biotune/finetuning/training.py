@@ -164,10 +164,10 @@ def fit(
         raise ValueError(f"training needs at least 2 images, got {len(train)}")
     started = time.perf_counter()
     compute = compute or Compute()
-    head_seed, order_seed, dropout_seed = _streams(seed, fold)
+    head_seed, order_seed, dropout_seed, augment_seed = _streams(seed, fold)
     backbone.reset_head(head_seed)
     start = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
-    run = _Run(backbone, plan, settings, compute, cache, train, must_reach)
+    run = _Run(backbone, plan, settings, compute, cache, train, must_reach, augment_seed)
     order = np.random.default_rng(order_seed)
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
@@ -224,6 +224,7 @@ class _Run:
         cache: FeatureCache | None,
         train: ImageSubset,
         must_reach: Sequence[float],
+        augment_seed: int,
     ) -> None:
         self.backbone, self.plan, self.settings, self.compute = backbone, plan, settings, compute
         self.train = train
@@ -241,7 +242,7 @@ class _Run:
         self.briers: list[float] = []
         self.diverged = False
         self.without_signal = set(plan.trained_blocks)
-        self.augment = augmenter(settings.augment)
+        self.augment = augmenter(settings.augment, augment_seed)
         self.loss = partial(
             backbone.loss,
             weight=_class_weights(settings, train, backbone.classes, compute),
@@ -328,10 +329,10 @@ def _class_weights(
     return None if weights is None else weights.to(compute.device)
 
 
-def _streams(seed: int, fold: int) -> tuple[int, int, int]:
-    """Independent seeds for head, order and dropout."""
-    head, order, dropout = np.random.SeedSequence([seed, fold]).generate_state(3)
-    return int(head), int(order), int(dropout)
+def _streams(seed: int, fold: int) -> tuple[int, int, int, int]:
+    """Independent seeds for head, order, dropout and augmentation."""
+    head, order, dropout, augment = np.random.SeedSequence([seed, fold]).generate_state(4)
+    return int(head), int(order), int(dropout), int(augment)
 
 
 def _training_batches(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

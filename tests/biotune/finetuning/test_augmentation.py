@@ -14,15 +14,24 @@ def pictures() -> np.ndarray:
 
 
 def changed(name: str, seed: int = 0) -> np.ndarray:
-    augment = augmenter(name)
+    augment = augmenter(name, seed)
     assert augment is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return augment(pictures())
+    return augment(pictures())
 
 
 def test_none_is_none():
-    assert augmenter("none") is None
+    assert augmenter("none", 0) is None
+
+
+def test_what_else_draws_numbers_changes_no_image_and_is_not_changed():
+    quiet, disturbed = augmenter("randaugment", 0), augmenter("randaugment", 0)
+    for _ in range(3):
+        expected = quiet(pictures())
+        before = torch.get_rng_state()
+        assert np.array_equal(disturbed(pictures()), expected)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(7)
+    assert not np.array_equal(expected, changed("randaugment")), "each call draws anew"
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS[1:])
@@ -45,7 +54,5 @@ def test_flip_exchanges_left_and_right_of_some_images_and_leaves_the_others():
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
 def test_most_images_are_changed_and_each_in_its_own_way(name):
     same = np.repeat(pictures()[:1], 32, axis=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        after = augmenter(name)(same)
+    after = augmenter(name, 0)(same)
     assert len({image.tobytes() for image in after}) > 16

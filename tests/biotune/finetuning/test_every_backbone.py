@@ -5,6 +5,7 @@ Random weights, and the smallest images that each network trains on.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from biotune.finetuning.backbones import (
 )
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
+from biotune.finetuning.depthwise import DepthwiseConv2d
 from biotune.finetuning.feature_cache import FeatureCache, cut_of
+from biotune.finetuning.freezing import set_training_mode
 from biotune.finetuning.training import (
     ImageSubset,
     TrainingSettings,
@@ -42,6 +45,8 @@ SIZES = {
     "mobilenet_v3_small": 32,
     "squeezenet1_1": 32,
     "convnext_tiny": 32,
+    "vit_b_16": 224,
+    "timm/vit_tiny_patch16_224": 224,
     "timm/resnet18d": 32,
     "timm/convnext_atto": 32,
     "timm/mobilenetv3_small_050": 32,
@@ -143,21 +148,27 @@ def test_a_kept_prefix_gives_the_same_bits(backbone):
     plan = FineTunePlan({block: 1.0 if block in trained else None for block in blocks})
     assert cut_of(backbone, plan) > 0
     curves = []
-    for cache in (None, FeatureCache(backbone, subset.images, Compute(), 100_000_000)):
+    kept = FeatureCache(backbone, subset.images, Compute(), 100_000_000)
+    for cache in (None, kept):
         backbone.network.load_state_dict(start)
         settings = TrainingSettings(2, 2, 3, 1e-3)
         result = fit(backbone, plan, subset, subset, settings, seed=0, cache=cache)
         curves.append((result.curve.train_loss, toy.copy_of(backbone)))
+    assert kept.used > 0
     assert curves[0][0] == curves[1][0]
     assert toy.equal(curves[0][1], curves[1][1])
     backbone.network.load_state_dict(start)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in SIZES if convolution_family(n) == "depthwise"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "mobilenet_v3_small", "timm/mobilenetv3_small_050"]
+)
 def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name):
     plain = build_backbone(name, "none", CLASSES)
     fast = build_backbone(name, "none", CLASSES, fast_depthwise=True)
+    assert convolution_family(name) == "depthwise"
+    assert any(isinstance(one, DepthwiseConv2d) for one in fast.network.modules())
     assert toy.equal(toy.copy_of(plain), toy.copy_of(fast))
     pixels = network_input(plain)
     with torch.inference_mode():
@@ -183,9 +194,82 @@ def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
         std=backbone.std,
         validation_score=0.5,
     )
+    with torch.no_grad():  # random networks say nearly the same of any image
+        for parameter in backbone.parameters_of(backbone.head):
+            parameter *= 1000 if parameter.ndim > 1 else 0
     expected = predict_probabilities(backbone, subset)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
     file = Path(tmp_path, "model.onnx")
     export_onnx(backbone, card, file)
     for size in (1, 4):
         batches = onnx_probabilities(file, subset.images, subset.indices, size)
         assert compare(np.concatenate(list(batches)), expected).largest_difference < 1e-4
+
+
+def test_families_of_convolutions():
+    assert convolution_family("resnet50") == convolution_family("vit_b_16") == "dense"
+    assert convolution_family("convnext_tiny") == "other_depthwise"  # 7 x 7, with a bias
+
+
+def test_inceptions_side_head_counts_while_it_is_trained_and_is_off_otherwise():
+    backbone = build_backbone("inception_v3", "none", CLASSES)
+    subset = images(backbone)
+    pixels = network_input(backbone)
+    targets = torch.tensor([0, 1])
+    assert backbone.side is not None
+    for trained in (True, False):
+        chosen = {b: 1.0 if trained or b != "AuxLogits" else None for b in backbone.blocks}
+        set_training_mode(backbone, FineTunePlan(chosen))
+        logits = backbone.run_layers(0, len(backbone.layers), pixels)
+        plain = torch.nn.functional.cross_entropy(logits, targets)
+        expected = plain
+        if trained:
+            aside = torch.nn.functional.cross_entropy(backbone.side.logits, targets)
+            expected = plain + 0.4 * aside
+        assert (backbone.side.logits is not None) == trained
+        assert torch.equal(backbone.loss(logits, targets), expected)
+    predict_probabilities(backbone, subset)
+    assert backbone.side.logits is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("inception_v3", 224, "inception_v3 cannot be trained on images of 224 pixels"),
+        ("vit_b_16", 64, "vit_b_16 cannot be trained on images of 64 pixels"),
+        ("timm/pit_ti_224", 224, "a block of it hands on more than one tensor"),
+    ],
+)
+def test_images_that_a_network_cannot_take_are_a_clear_error(name, size, message):
+    backbone = build_backbone(name, "none", CLASSES)
+    before = toy.copy_of(backbone)
+    with pytest.raises(ValueError, match=message):
+        backbone.check_image_size(size)
+    assert toy.equal(toy.copy_of(backbone), before)
+    assert not backbone.network.training
+
+
+def test_densenets_published_names_and_files_without_counters_are_read(tmp_path):
+    plain = build_backbone("densenet121", "none", CLASSES)
+    legacy = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): tensor + 1
+        for name, tensor in plain.network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in legacy
+    torch.save(legacy, tmp_path / "densenet.pth")
+    loaded = build_backbone("densenet121", str(tmp_path / "densenet.pth"), CLASSES)
+    for name, tensor in loaded.network.state_dict().items():
+        if name not in loaded.new and not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, plain.network.state_dict()[name] + 1), name
+
+
+def test_the_blocks_of_a_transformer_have_names_that_say_what_they_are():
+    names = list(block_sizes("timm/vit_tiny_patch16_224", CLASSES))
+    assert names[0] == "stem"
+    assert names[1:-1] == [f"blocks.{i}" for i in range(12)][: len(names) - 2]
+
+
+def test_a_tag_that_a_model_does_not_have_is_a_clear_error():
+    with pytest.raises(ValueError, match=r"model.backbone: 'timm/resnet18.nothing'"):
+        build_backbone("timm/resnet18.nothing", "none", CLASSES)
