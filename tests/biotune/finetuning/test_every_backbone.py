@@ -23,7 +23,7 @@ from biotune.finetuning.backbones import (
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.depthwise import DepthwiseConv2d
-from biotune.finetuning.feature_cache import FeatureCache, cut_of
+from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.freezing import set_training_mode
 from biotune.finetuning.training import (
     ImageSubset,
@@ -45,7 +45,6 @@ SIZES = {
     "mobilenet_v3_small": 32,
     "squeezenet1_1": 32,
     "convnext_tiny": 32,
-    "vit_b_16": 224,
     "timm/vit_tiny_patch16_224": 224,
     "timm/resnet18d": 32,
     "timm/convnext_atto": 32,
@@ -81,10 +80,10 @@ def images(backbone: Backbone, count: int = 6) -> ImageSubset:
     return ImageSubset(pixels, labels, np.arange(count, dtype=np.int64))
 
 
-def network_input(backbone: Backbone) -> torch.Tensor:
+def noise(backbone: Backbone) -> torch.Tensor:
     size = SIZES[backbone.name]
-    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return noise.to(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return pixels.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -105,7 +104,7 @@ def test_every_tensor_is_in_one_block_and_the_head_depends_on_the_classes(backbo
 
 @torch.inference_mode()
 def test_running_on_from_any_block_is_running_the_network(backbone):
-    pixels = network_input(backbone)
+    pixels = noise(backbone)
     logits = backbone.network(pixels)
     assert logits.shape == (2, CLASSES)
     first_layers = [block.first_layer for block in backbone.blocks.values()]
@@ -170,7 +169,7 @@ def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name
     assert convolution_family(name) == "depthwise"
     assert any(isinstance(one, DepthwiseConv2d) for one in fast.network.modules())
     assert toy.equal(toy.copy_of(plain), toy.copy_of(fast))
-    pixels = network_input(plain)
+    pixels = noise(plain)
     with torch.inference_mode():
         assert torch.allclose(fast.network(pixels), plain.network(pixels), atol=1e-5)
     plan = FineTunePlan(dict.fromkeys(fast.blocks, 1.0))
@@ -179,6 +178,26 @@ def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name
         fast, plan, subset, subset, TrainingSettings(1, 1, 3, 1e-3), seed=0, compute=compute
     )
     assert result.curve.outcome == "finished"
+
+
+@torch.no_grad()
+def tell_images_apart(backbone: Backbone, subset: ImageSubset) -> None:
+    """A random network says nearly the same of any image; then a wrong graph would not show."""
+    for module in backbone.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # its statistics become those of these images
+            module.train()
+    pixels = network_input(subset.images, backbone, Compute())
+    backbone.network(pixels)
+    backbone.network.eval()
+    logits = backbone.network(pixels)
+    (path,) = {
+        n.rpartition(".")[0] for n in backbone.new & set(backbone.tensor_names(backbone.head))
+    }
+    last = backbone.network.get_submodule(path)
+    scale = 1 / logits.std(dim=0).mean()
+    last.weight *= scale
+    last.bias.sub_(logits.mean(dim=0)).mul_(scale)
 
 
 @pytest.mark.slow
@@ -194,16 +213,14 @@ def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
         std=backbone.std,
         validation_score=0.5,
     )
-    with torch.no_grad():  # random networks say nearly the same of any image
-        for parameter in backbone.parameters_of(backbone.head):
-            parameter *= 1000 if parameter.ndim > 1 else 0
+    tell_images_apart(backbone, subset)
     expected = predict_probabilities(backbone, subset)
-    assert np.abs(expected[0] - expected[1]).max() > 1e-2
+    assert expected.std(axis=0).max() > 0.03
     file = Path(tmp_path, "model.onnx")
     export_onnx(backbone, card, file)
     for size in (1, 4):
         batches = onnx_probabilities(file, subset.images, subset.indices, size)
-        assert compare(np.concatenate(list(batches)), expected).largest_difference < 1e-4
+        assert compare(np.concatenate(list(batches)), expected).largest_difference < 1e-3
 
 
 def test_families_of_convolutions():
@@ -214,7 +231,7 @@ def test_families_of_convolutions():
 def test_inceptions_side_head_counts_while_it_is_trained_and_is_off_otherwise():
     backbone = build_backbone("inception_v3", "none", CLASSES)
     subset = images(backbone)
-    pixels = network_input(backbone)
+    pixels = noise(backbone)
     targets = torch.tensor([0, 1])
     assert backbone.side is not None
     for trained in (True, False):
@@ -273,3 +290,19 @@ def test_the_blocks_of_a_transformer_have_names_that_say_what_they_are():
 def test_a_tag_that_a_model_does_not_have_is_a_clear_error():
     with pytest.raises(ValueError, match=r"model.backbone: 'timm/resnet18.nothing'"):
         build_backbone("timm/resnet18.nothing", "none", CLASSES)
+
+
+def test_the_frozen_beginning_of_torchvisions_transformers_can_be_kept():
+    """Its position embedding is a parameter beside all modules."""
+    backbone = build_backbone("vit_b_16", "none", CLASSES)
+    trained = list(backbone.blocks)[-1]
+    plan = FineTunePlan({block: 1.0 if block == trained else None for block in backbone.blocks})
+    pixels = np.zeros((2, 224, 224, 3), dtype=np.uint8)
+    cache = FeatureCache(backbone, pixels, Compute(), 10_000_000)
+    set_training_mode(backbone, plan)
+    with torch.no_grad():
+        features = cache.features(np.arange(2), cut_of(backbone, plan))
+        logits = backbone.run_layers(cut_of(backbone, plan), len(backbone.layers), features)
+        expected = backbone.network(network_input(pixels, backbone, Compute()))
+    assert cache.used > 0
+    assert torch.allclose(logits, expected, atol=1e-5)
