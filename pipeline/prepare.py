@@ -73,7 +73,8 @@ def _print_summary(prepared: PreparedImages) -> None:
     smallest, largest = (
         "{} x {}".format(*prepared.original_sizes[which]) for which in ("smallest", "largest")
     )
-    print(f"They were {smallest} to {largest} pixels (width x height), and were stretched to that.")
+    sizes = f"all {smallest}" if smallest == largest else f"{smallest} to {largest}"
+    print(f"They were {sizes} pixels (width x height), and were stretched to that.")
     untested = [name for label, name in enumerate(prepared.classes) if not counts[label, "test"]]
     if untested:
         print(f"Warning: no test image of {', '.join(untested)}; nothing will be known of these.")

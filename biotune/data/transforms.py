@@ -42,7 +42,8 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
         )
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+    # Contiguous, because torch resizes channels_last maps at half the speed.
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     resized = torch.nn.functional.interpolate(
         pixels, size=(size, size), mode="bilinear", align_corners=False, antialias=True
     )

@@ -138,7 +138,7 @@ def _torchvision(name: str) -> Architecture:
         pretrained=lambda chosen: torchvision_state_dict(entry(chosen)),
         identity=lambda chosen: str(entry(chosen)),
         normalisation=normalisation,
-        weights=tuple(weights.__members__),
+        weights=tuple(one.name for one in weights),
         side_head=SideHead("AuxLogits", "Mixed_6e", 0.4) if name == "inception_v3" else None,
     )
 
