@@ -112,7 +112,7 @@ def _of_original_sizes(
     for size in sorted(set(images.original_sizes.values())):
         own, reference = [], []
         for index in test[:RAW_IMAGES]:  # one at a time: the largest may be large
-            raw = np.asarray(Image.fromarray(images.images[index]).resize(size))[np.newaxis]
+            raw = np.array(Image.fromarray(images.images[index]).resize(size))[np.newaxis]
             own += list(onnx_probabilities(model, raw, one_row, 1))
             prepared = resized_by_torch(raw, images.image_size)
             subset = ImageSubset(prepared, one_row, one_row)
