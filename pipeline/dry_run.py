@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biotune.data.prepared import DATASET_FILE, PreparedImages
-from biotune.data.reading import read_images
+from biotune.data.reading import read_image
 from biotune.data.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
 from biotune.data.splits import SPLITS, assign_splits, stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
@@ -103,7 +103,7 @@ def prepare(params: Params, images: Path) -> None:
         source = source_of(params, images)
         few = np.linspace(0, len(source.paths) - 1, 3).astype(int).tolist()
         begin = time.perf_counter()
-        unusable = [one.unusable for one in read_images(source, few, section.image_size)]
+        unusable = [read_image(source, one, section.image_size)[1].unusable for one in few]
         each = (time.perf_counter() - begin) / len(few)
         rows.append(("time on one core", _duration(each * total)))
         rows += [("cannot be read", reason) for reason in unusable if reason]

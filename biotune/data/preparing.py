@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -97,13 +96,9 @@ def prepare_images(
         _check_rejected(rejected, len(listed), max_rejected)
         samples = [one for row, one in enumerate(listed) if row not in rejected]
         _check_classes(source.classes, samples)
-        written = [row for row, one in enumerate(read) if not one.unusable]
-        _keep_rows(
-            fresh / IMAGES_FILE,
-            [place for place, row in enumerate(written) if row not in rejected],
-            image_size,
-        )
-        sizes = [one.size for row, one in enumerate(read) if row not in rejected]
+        kept = [row for row in range(len(read)) if row not in rejected]
+        _keep_rows(fresh / IMAGES_FILE, kept, image_size)
+        sizes = [read[row].size for row in kept]
         _describe(fresh, source, samples, list(rejected.values()), sizes, image_size)
         _swap(fresh, out, scratch / "old")
     finally:
@@ -142,21 +137,21 @@ def _write_images(
     size: int,
     on_image: Callable[[], object] | None,
 ) -> list[ReadImage]:
-    """Write the images that can be used, one after another, without their number; what they are."""
+    """Write each image to its row, zeros for those that cannot be used; what they are."""
     from biotune.data.reading import read_images  # torch; opening a dataset does not need it
 
     needed, free = len(chosen) * size * size * 3, shutil.disk_usage(file.parent).free
     if needed > free:
         raise OSError(f"{file.name} needs {needed:,} bytes, but only {free:,} are free there")
-    read = []
+    header = _header(len(chosen), size)
     with file.open("wb") as stream:
-        stream.write(_header(len(chosen), size))
-        for one in read_images(source, chosen.tolist(), size):
-            if one.pixels is not None:
-                stream.write(one.pixels.tobytes())
-            read.append(replace(one, pixels=None))
-            if on_image is not None:
-                on_image()
+        stream.write(header)
+        stream.truncate(len(header) + needed)
+    read = []
+    for one in read_images(source, chosen.tolist(), size, file, len(header)):
+        read.append(one)
+        if on_image is not None:
+            on_image()
     return read
 
 

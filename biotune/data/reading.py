@@ -1,10 +1,10 @@
-"""Decoding and resizing on all cores, in order, with memory for a few images at a time."""
+"""Decoding and resizing on all cores, with memory for one image in each process."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from joblib import cpu_count  # minds affinity and a container's CPU limit
@@ -15,57 +15,87 @@ from biotune.data.transforms import resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from pathlib import Path
 
     from biotune.data.sources import ImageSource
 
 WORTH_PROCESSES = 64
 """Below this many images a second process is not worth its start."""
 
+_AT_ONCE = 16
+"""Images that a process reports of together: each message costs about a millisecond."""
+
 
 @dataclass(frozen=True)
 class ReadImage:
-    """One image of the source, resized, or the reason why it cannot be used.
+    """What is known of one image whose pixels were written, or why it cannot be used.
 
     Attributes:
-        pixels: uint8 ``[S, S, 3]``, or None.
-        digest: SHA-256 of the pixels; empty without.
+        digest: SHA-256 of the resized pixels; empty without.
         size: width and height of the original, in pixels; zeros without.
         unusable: the reason; empty for an image that can be used.
     """
 
-    pixels: NDArray[np.uint8] | None = None
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
     unusable: str = ""
 
 
-def read_images(source: ImageSource, indices: Sequence[int], size: int) -> Iterator[ReadImage]:
-    """Decode and resize images side by side.
+def read_image(source: ImageSource, index: int, size: int) -> tuple[bytes, ReadImage]:
+    """Decode and resize one image.
+
+    Args:
+        source: where it is.
+        index: which of the source's images.
+        size: height and width of the result, in pixels.
+
+    Returns:
+        Its pixels, uint8 ``[size, size, 3]``, empty if it cannot be used; and what is known of it.
+    """
+    try:
+        original = source.load(index)
+    except UnusableImageError as error:
+        return b"", ReadImage(unusable=str(error))
+    # A copy, because torch warns of the read-only arrays that Pillow gives.
+    batch = torch.from_numpy(original.copy())[None]
+    resized = resize(batch, size)[0].permute(1, 2, 0).to(torch.uint8)
+    pixels = resized.contiguous().numpy().tobytes()
+    height, width, _ = original.shape
+    return pixels, ReadImage(hashlib.sha256(pixels).digest(), (width, height))
+
+
+def read_images(
+    source: ImageSource, indices: Sequence[int], size: int, file: Path, offset: int
+) -> Iterator[ReadImage]:
+    """Decode and resize images side by side, and write each one's pixels to its place in a file.
+
+    Each process writes by itself: pixels handed from process to process would cost as much as
+    decoding does.
 
     Args:
         source: where they are.
         indices: which, ``[M]``.
         size: height and width of the result, in pixels.
+        file: exists; image number i of ``indices`` is written as uint8 ``[size, size, 3]`` at byte
+            ``offset + i * size * size * 3``. The place of an unusable one is left as it is.
+        offset: bytes before the first image.
 
     Yields:
         One for each index, in this order.
 
     Raises:
-        OSError: if a process that decodes was killed.
+        OSError: if the disk is full, or a process that decodes was killed.
     """
     processes = int(cpu_count()) if len(indices) >= WORTH_PROCESSES else 0
     loader: DataLoader[ReadImage] = DataLoader(
-        _Images(source, indices, size),
-        batch_size=None,
+        _Images(source, indices, size, file, offset),
+        batch_size=_AT_ONCE if processes else 1,
         collate_fn=_as_it_is,
         num_workers=processes,
-        prefetch_factor=8 if processes else None,
     )
     try:
-        yield from loader
+        for together in loader:  # a list, made by _as_it_is
+            yield from together
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by" not in str(error):
             raise
@@ -75,26 +105,24 @@ def read_images(source: ImageSource, indices: Sequence[int], size: int) -> Itera
 
 
 class _Images(Dataset[ReadImage]):
-    def __init__(self, source: ImageSource, indices: Sequence[int], size: int) -> None:
+    def __init__(
+        self, source: ImageSource, indices: Sequence[int], size: int, file: Path, offset: int
+    ) -> None:
         self._source, self._indices, self._size = source, indices, size
+        self._file, self._offset = file, offset
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, row: int) -> ReadImage:
-        try:
-            original = self._source.load(int(self._indices[row]))
-        except UnusableImageError as error:
-            return ReadImage(unusable=str(error))
-        # A copy, because torch warns of the read-only arrays that Pillow gives.
-        batch = torch.from_numpy(original.copy())[None]
-        pixels = resize(batch, self._size)[0].permute(1, 2, 0).to(torch.uint8).numpy()
-        height, width, _ = original.shape
-        digest = hashlib.sha256(pixels.tobytes()).digest()
-        return ReadImage(pixels, digest, (width, height))
+        pixels, read = read_image(self._source, int(self._indices[row]), self._size)
+        if not read.unusable:
+            # Not through a memory map, where a full disk would kill the process.
+            with self._file.open("r+b") as stream:
+                stream.seek(self._offset + row * len(pixels))
+                stream.write(pixels)
+        return read
 
 
-def _as_it_is(one: Any) -> Any:
-    # DataLoader would make tensors of arrays, and send these through shared memory, of which
-    # containers have little.
-    return one
+def _as_it_is(together: list[ReadImage]) -> list[ReadImage]:
+    return together
