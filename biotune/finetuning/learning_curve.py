@@ -42,8 +42,9 @@ class LearningCurve:
             must_reach: as :func:`~biotune.finetuning.training.fit` takes it.
         """
         epochs = stopping_epoch(self.validation_score, must_reach)
-        if epochs is None or epochs >= len(self.validation_score):
-            return self
+        at_its_end = epochs is not None and epochs >= len(self.validation_score)
+        if epochs is None or (at_its_end and self.outcome != "diverged"):
+            return self  # a run that diverged went on for one more epoch, of which there is nothing
         return self.up_to(epochs)
 
     def up_to(self, epochs: int) -> LearningCurve:
