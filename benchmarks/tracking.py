@@ -1,9 +1,9 @@
-"""What does tracking to MLflow add to a search?
+"""What does tracking to MLflow add to a search, and what does a dead tracking server?
 
-A search of about a hundred candidates on the params file's images and network, with tracking to a
-new SQLite store and with none, in turns; each from an empty evaluation store, in a process of its
-own. A thread sends what is tracked while workers train: its CPU seconds are the work that may
-delay them, and the search's last wait for it is the delay that is certain.
+A search on the params file's images and network, with tracking to a new SQLite store, to a server
+that is not there, and with none at all, in turns; each from an empty evaluation store, in a process
+of its own. Afterwards what the dead server did not take is sent to a new store, and the genomes there
+are counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,52 +23,55 @@ import click
 import numpy as np
 
 from benchmarks.reporting import describe_machine, markdown_table, one_line
-from pipeline import prepare, search, tracking
+from pipeline import prepare, search, sync, tracking
 from pipeline.params import Params, load_params
+
+MODES = ("off", "own file", "dead server")
+DEAD = "http://127.0.0.1:9"
+
+
+class NoTracking:
+    """Takes everything and keeps nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@contextmanager
+def no_tracking(*_: object) -> Iterator[Any]:
+    """Instead of :func:`pipeline.tracking.tracked_stage`."""
+    yield NoTracking()
 
 
 class Measured:
     """What the thread that sends to MLflow spends, and how long the search waits for it."""
 
     def __init__(self) -> None:
-        self.cpu_seconds = 0.0
-        self.stage_done = self.all_sent = 0.0
+        self.cpu_seconds = self.last_wait = 0.0
 
     def install(self) -> None:
         """Measure this process's tracking from now on."""
-        tracking._start = self._sending(tracking._start)
-        tracking.StageRun._try = self._sending(tracking.StageRun._try)  # type: ignore[method-assign]
-        end = tracking.StageRun.end
+        sender: Any = tracking._Sender
+        run, finish = sender.run, sender.finish
 
-        def noted(run: tracking.StageRun, status: str) -> None:
-            self.stage_done = time.perf_counter()
-            end(run, status)
+        def timed_run(own: object) -> None:
+            run(own)
+            self.cpu_seconds = time.thread_time()
 
-        tracking.StageRun.end = noted  # type: ignore[assignment, method-assign]
+        def timed_finish(own: object, longest_wait: float) -> None:
+            begin = time.perf_counter()
+            finish(own, longest_wait)
+            self.last_wait = time.perf_counter() - begin
 
-    def _sending(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            begin = time.thread_time()
-            try:
-                return call(*arguments)
-            finally:
-                self.cpu_seconds += time.thread_time() - begin
-                self.all_sent = time.perf_counter()
-
-        return run
+        sender.run, sender.finish = timed_run, timed_finish
 
 
-def no_tracking(*_: object) -> Any:
-    """Instead of reaching MLflow."""
-    raise RuntimeError("not tracked, to compare")
-
-
-def timed_search(params: Params, prepared: Path, folder: Path, tracked: bool) -> dict[str, Any]:
+def timed_search(params: Params, prepared: Path, folder: Path, mode: str) -> dict[str, Any]:
     """One search from empty stores; for a process of its own."""
     os.environ["BIOTUNE_HOME"] = str(folder / "home")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if not tracked:
-        tracking._start = no_tracking  # type: ignore[assignment]
+    os.environ["MLFLOW_TRACKING_URI"] = DEAD if mode == "dead server" else ""
+    if mode == "off":
+        vars(search)["tracked_stage"] = no_tracking
     measured = Measured()
     measured.install()
     names = ("best.json", "all.csv", "confirmed.csv", "metrics.json")
@@ -75,34 +79,46 @@ def timed_search(params: Params, prepared: Path, folder: Path, tracked: bool) ->
     files = search.SearchFiles(*(folder / name for name in names))
     found = search.run(params, prepared=prepared, files=files)
     return {
-        "tracked": tracked,
+        "tracking": mode,
         "candidates": len(found.evaluated),
         "search seconds": time.perf_counter() - begin,
         "sending, CPU seconds": measured.cpu_seconds,
-        "last wait, seconds": measured.all_sent - measured.stage_done,
+        "last wait, seconds": measured.last_wait,
+        "sent later": sent_later(folder / "home") if mode == "dead server" else "",
     }
+
+
+def sent_later(home: Path) -> int:
+    """Genomes in a new store, after what the dead server did not take is sent there."""
+    from mlflow import MlflowClient
+
+    os.environ["MLFLOW_TRACKING_URI"] = ""
+    sync.run()
+    client = MlflowClient(tracking.tracking_uri(home))
+    everywhere = [one.experiment_id for one in client.search_experiments()]
+    return len(client.search_runs(everywhere, "tags.`biotune.kind` = 'genome'", max_results=5000))
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the rounds; shares are of an untracked search's wall time."""
 
-    def median(tracked: bool, name: str) -> float:
-        return float(np.median([one[name] for one in runs if one["tracked"] == tracked]))
+    def median(mode: str, name: str) -> float:
+        return float(np.median([one[name] for one in runs if one["tracking"] == mode]))
 
-    without = median(False, "search seconds")
-    return {
-        "wall, with tracking": median(True, "search seconds"),
-        "wall, without": without,
-        "share added": median(True, "search seconds") / without - 1,
-        "sending, CPU seconds, share": median(True, "sending, CPU seconds") / without,
-        "last wait, share": median(True, "last wait, seconds") / without,
-    }
+    without = median("off", "search seconds")
+    figures = {"wall, off": without}
+    for mode in MODES[1:]:
+        figures[f"wall, {mode}"] = median(mode, "search seconds")
+        figures[f"share added by {mode}"] = median(mode, "search seconds") / without - 1
+        figures[f"sending to {mode}, CPU share"] = median(mode, "sending, CPU seconds") / without
+        figures[f"last wait for {mode}, share"] = median(mode, "last wait, seconds") / without
+    return figures
 
 
 @click.command()
 @click.option("--params", "params_file", type=click.Path(path_type=Path), default="params.yaml")
 @click.option("--generations", default=7, show_default=True, help="7 make 111 candidates.")
-@click.option("--rounds", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
 def main(params_file: Path, generations: int, rounds: int, json_file: Path | None) -> None:
     """Measure what MLflow adds to a search's wall time.
@@ -120,13 +136,14 @@ def main(params_file: Path, generations: int, rounds: int, json_file: Path | Non
     with TemporaryDirectory() as work:
         prepared = Path(work) / "prepared"
         prepare.run(params, images=Path(params.prepare.path), out=prepared)
-        for number in range(2 * rounds):
-            folder = Path(work) / str(number)
-            folder.mkdir()
-            with ProcessPoolExecutor(1, mp_context=spawn) as own_process:
-                tracked = number % 4 in (0, 3)  # who comes first changes from round to round
-                future = own_process.submit(timed_search, params, prepared, folder, tracked)
-                runs.append(future.result())
+        for number in range(rounds):
+            for place in range(len(MODES)):  # who comes first changes from round to round
+                mode = MODES[(number + place) % len(MODES)]
+                folder = Path(work) / f"{number}-{place}"
+                folder.mkdir()
+                with ProcessPoolExecutor(1, mp_context=spawn) as own_process:
+                    future = own_process.submit(timed_search, params, prepared, folder, mode)
+                    runs.append(future.result())
     result = summary(runs)
     click.echo(f"Machine: {one_line(describe_machine())}\n")
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in runs]

@@ -56,7 +56,7 @@ def in_process(trainer: Trainer, threads: int, planned: list[TrainingTask]) -> f
 def in_workers(pool: WorkerPool, planned: list[TrainingTask]) -> float:
     """Wall seconds of the tasks, side by side. Before that each worker is started."""
     begin = time.perf_counter()
-    for _ in pool.train((task, None) for task in planned):
+    for _ in pool.train((task, None, None) for task in planned):
         pass
     return time.perf_counter() - begin
 

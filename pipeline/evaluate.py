@@ -73,6 +73,7 @@ def run(
         ValueError, OSError: for inputs that cannot be used.
     """
     images = PreparedImages.open(prepared)
+    images.check_files()
     test = ImageSubset(images.images, images.labels, images.indices("test"))
     labels = images.labels[test.indices]
     compute = Compute(resolve_device(params.runtime.device))

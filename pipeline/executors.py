@@ -1,20 +1,17 @@
 """Where training runs happen: worker processes, each with its own network and one thread.
 
 One thread each, because one and two threads give different bits; so a result depends neither on the
-number of workers nor on which of them ran it.
+number of workers nor on which of them ran it. A run whose worker or device is lost is given to
+another worker, and is never a score.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from multiprocessing.queues import SimpleQueue
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -22,34 +19,48 @@ from typing import TYPE_CHECKING, Literal, Self
 from joblib import cpu_count  # minds affinity and a container's CPU limit
 
 from pipeline.errors import PipelineError
+from pipeline.worker import Answer, Job, TrainerSetup, Worker
 
 if TYPE_CHECKING:
-    from biotune.finetuning.compute import Compute
-    from biotune.finetuning.fitness import Trainer, TrainingTask
+    from biotune.finetuning.fitness import TrainingTask
     from biotune.finetuning.learning_curve import LearningCurve
+
+__all__ = ["Attempt", "LostWorkerError", "TrainerSetup", "WorkerPool"]
+
+log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 3
+"""A run is tried this often in all, then the search stops: the next worker would be lost too."""
 
 
 class LostWorkerError(PipelineError):
-    """A worker process died: its run has no result, and is not a score."""
+    """A run was lost with its worker again and again: it has no result, and is not a score."""
 
 
 @dataclass(frozen=True)
-class TrainerSetup:
-    """What each worker builds its network from; see :class:`biotune.finetuning.fitness.Trainer`."""
+class Attempt:
+    """A run that had no result, and was tried again.
 
-    prepared: Path
-    backbone: str
-    weights: str
-    compute: Compute
-    feature_cache_bytes: int = 0
+    Attributes:
+        task: what was trained.
+        reason: why there was none.
+    """
 
-    def build(self) -> Trainer:
-        """The network, in this process. Loads torch."""
-        from biotune.finetuning.fitness import Trainer
+    task: TrainingTask
+    reason: str
 
-        return Trainer(
-            self.prepared, self.backbone, self.weights, self.compute, self.feature_cache_bytes
-        )
+    def row(self) -> dict[str, object]:
+        """One row of ``attempts.csv``."""
+        own = self.task
+        return {"seed": own.seed, "fold": own.fold, "reason": self.reason, "plan": str(own.plan)}
+
+
+@dataclass
+class _Waiting:
+    """A job, and how often it was tried."""
+
+    job: Job
+    reasons: list[str] = field(default_factory=list)
 
 
 class WorkerPool:
@@ -58,21 +69,21 @@ class WorkerPool:
     Args:
         setup: of the network that each worker builds, once.
         workers: how many, at least 1.
+        on_attempt: called for every run that had no result and is tried again, or was given up.
     """
 
-    def __init__(self, setup: TrainerSetup, workers: int) -> None:
-        # Forking a process that holds threads or a CUDA context is not safe.
-        context = multiprocessing.get_context("spawn")
-        devices = context.SimpleQueue()  # each worker takes one
-        for device in worker_devices(setup.compute.device, workers):
-            devices.put(device)
-        self._executor = ProcessPoolExecutor(
-            max_workers=workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(setup, devices),
-        )
-        self._running: dict[Future[LearningCurve], TrainingTask] = {}
+    def __init__(
+        self,
+        setup: TrainerSetup,
+        workers: int,
+        on_attempt: Callable[[Attempt], None] = lambda _: None,
+    ) -> None:
+        self._on_attempt = on_attempt
+        self._waiting: deque[_Waiting] = deque()
+        self._finished: deque[tuple[TrainingTask, LearningCurve]] = deque()
+        self._busy: dict[Worker, _Waiting] = {}
+        devices = worker_devices(setup.compute.device, workers)
+        self._idle = [Worker(setup, device) for device in devices]
 
     def __enter__(self) -> Self:
         return self
@@ -83,52 +94,108 @@ class WorkerPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:  # an interrupted search must not wait for minutes of training
-            for process in multiprocessing.active_children():
-                process.terminate()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        # An interrupted search must not wait for minutes of training; what had finished is kept.
+        self._kill()
 
-    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
+    def submit(
+        self,
+        task: TrainingTask,
+        weights_file: Path | None = None,
+        progress_file: Path | None = None,
+    ) -> None:
         """Have a task run as soon as a worker is free.
 
         Args:
             task: what to train.
             weights_file: where to write its best epoch's weights (safetensors), or None.
+            progress_file: where to keep how far it has come, and to go on from, or None.
         """
-        self._running[self._executor.submit(_train, task, weights_file)] = task
+        self._waiting.append(_Waiting(Job(task, weights_file, progress_file)))
+        self._assign()
 
     def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
         """Wait for any submitted task that has not been returned yet, and return it.
 
         Raises:
-            LostWorkerError: if a worker process died.
-            ValueError, FreezeProofError: as :meth:`Trainer.train` does.
+            LostWorkerError: if a run's worker was lost :data:`MOST_ATTEMPTS` times.
+            ValueError, OSError, FreezeProofError: as :meth:`Trainer.train` does.
         """
-        finished, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        future = next(one for one in self._running if one in finished)
-        try:
-            return self._running.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise LostWorkerError(
-                "a worker process died (killed, or out of the machine's memory). What had finished "
-                "is kept: run again to go on, with a smaller runtime.workers if memory was short."
-            ) from error
+        while not self._finished:
+            if not self._busy and not self._waiting:
+                raise ValueError("no task is being waited for: submit one first")
+            self._assign()
+            by_connection = {worker.connection: worker for worker in self._busy}
+            for connection in wait(list(by_connection)):
+                self._take(by_connection[connection])  # type: ignore[index]
+        return self._finished.popleft()
 
     def train(
-        self, tasks: Iterable[tuple[TrainingTask, Path | None]]
+        self, jobs: Iterable[tuple[TrainingTask, Path | None, Path | None]]
     ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
         """Run tasks side by side, and yield each with its curve as soon as it is done.
 
         Args:
-            tasks: as :meth:`submit` takes them.
+            jobs: as :meth:`submit` takes them.
 
         Raises:
-            LostWorkerError, ValueError, FreezeProofError: as :meth:`next_finished` does.
+            LostWorkerError, ValueError, OSError, FreezeProofError: as :meth:`next_finished` does.
         """
-        for task, weights_file in tasks:
-            self.submit(task, weights_file)
-        while self._running:
+        left = 0
+        for job in jobs:
+            self.submit(*job)
+            left += 1
+        for _ in range(left):
             yield self.next_finished()
+
+    def _assign(self) -> None:
+        """Give what waits to the workers that are free."""
+        while self._waiting and self._idle:
+            worker, waiting = self._idle.pop(), self._waiting.popleft()
+            self._busy[worker] = waiting
+            worker.start(waiting.job)
+
+    def _take(self, worker: Worker) -> None:
+        """A worker's answer, or its loss."""
+        waiting = self._busy.pop(worker)
+        answer = worker.answer()
+        if answer.lost is not None:
+            self._lost(worker, waiting, answer)
+            return
+        self._idle.append(worker)
+        if answer.error is not None:
+            raise answer.error
+        if answer.curve is None:
+            raise RuntimeError("a worker answered with neither a curve nor an error")
+        for reason in answer.out_of_memory[:1]:
+            self._on_attempt(Attempt(waiting.job.task, f"out of memory: {reason}"))
+        self._finished.append((waiting.job.task, answer.curve))
+
+    def _lost(self, worker: Worker, waiting: _Waiting, answer: Answer) -> None:
+        """Have the run done elsewhere, unless it was lost too often."""
+        worker.kill()
+        reason = str(answer.lost)
+        waiting.reasons.append(reason)
+        self._on_attempt(Attempt(waiting.job.task, reason))
+        others = [*self._busy, *self._idle]
+        if not (answer.device_lost and others):  # a lost device is left alone while others work
+            self._idle.insert(0, worker)  # last in turn: another may do better
+        if len(waiting.reasons) >= MOST_ATTEMPTS:
+            raise LostWorkerError(
+                f"a training run was lost {MOST_ATTEMPTS} times ({'; '.join(waiting.reasons)}): "
+                f"seed {waiting.job.task.seed} of {waiting.job.task.plan}. It has no score. What "
+                "had finished is kept: run again to go on, with a smaller runtime.workers if "
+                "memory was short"
+            )
+        log.warning("a training run is tried again elsewhere: %s", reason)
+        self._waiting.appendleft(waiting)
+        self._assign()
+
+    def _kill(self) -> None:
+        for worker in [*self._busy, *self._idle]:
+            worker.kill()
+        self._busy.clear()
+        self._idle.clear()
+        self._waiting.clear()
 
 
 def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
@@ -154,40 +221,3 @@ def _gpus(device: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
-
-
-_trainer: Trainer | None = None  # each worker process's own, built by _start_worker
-
-
-def _start_worker(setup: TrainerSetup, devices: SimpleQueue[str]) -> None:
-    global _trainer
-    import torch
-
-    from biotune.finetuning.compute import keep_freed_memory
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches the whole process group; the main process ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    compute = replace(setup.compute, device=devices.get())
-    _trainer = replace(setup, compute=compute).build()
-
-
-def _end_with_parent() -> None:
-    """Wait for the main process, and leave with it: a killed search must leave nothing running."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _train(task: TrainingTask, weights_file: Path | None) -> LearningCurve:
-    from safetensors.torch import save_file
-
-    if _trainer is None:
-        raise RuntimeError("_train runs in a worker process that _start_worker has set up")
-    result = _trainer.train(task, keep_best=weights_file is not None)
-    if weights_file is not None and result.best_state is not None:
-        save_file({n: t.contiguous().cpu() for n, t in result.best_state.items()}, weights_file)
-    return result.curve

@@ -62,6 +62,7 @@ def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> d
         ExportMismatchError: below ``export.min_label_agreement``.
     """
     images = PreparedImages.open(prepared)
+    images.check_files()
     backbone, card = load_model_of(model, images)
     check_writable(files.onnx, files.labels, files.verification)
     test = ImageSubset(images.images, images.labels, images.indices("test"))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
-from biotune.finetuning.backbones import Backbone, build_backbone
+from biotune.finetuning.backbones import Backbone, build_backbone, weights_identity
 from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
@@ -21,10 +22,19 @@ from biotune.plan import FineTunePlan
 from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import Attempt, TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, read_json, write_csv, write_json, written_beside
+from pipeline.outputs import (
+    check_writable,
+    csv_text,
+    read_json,
+    remove_leftovers,
+    write_csv,
+    write_json,
+    written_beside,
+)
 from pipeline.params import Params
+from pipeline.store import EvaluationStore, shared_inputs
 from pipeline.tracking import TrackedRun, tracked_stage
 
 
@@ -83,6 +93,9 @@ class FinetuningFailedError(PipelineError):
 def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles) -> Finetuned:
     """Train the winner and the best recipe alike, and keep the best run of each.
 
+    Each run's progress is kept in the home folder after every epoch until all are done; started
+    again after a kill, runs go on from there.
+
     Args:
         params: the sections ``finetune``, ``model``, ``runtime`` and ``tracking`` are used.
         prepared: folder that the prepare stage wrote.
@@ -94,6 +107,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
     images = PreparedImages.open(prepared)
+    images.check_files()
     # The workers build it too; here it finds what is wrong with the weights before they start.
     backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
     backbone.check_image_size(images.image_size)
@@ -106,19 +120,26 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     _check_replaceable(files.seeds)
     home = biotune_home()
+    identity = weights_identity(params.model.backbone, params.model.weights)
+    inputs = shared_inputs(images.fingerprint, params.model.backbone, identity, compute)
+    attempts: list[Attempt] = []
     with (
+        closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
-        TemporaryDirectory(dir=files.seeds.parent, prefix=".finetune-") as scratch,
-        WorkerPool(setup, workers) as pool,
+        _scratch_folder(files.seeds) as scratch,
+        WorkerPool(setup, workers, attempts.append) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
-        trained = Path(scratch, "trained")
+        trained = scratch / "trained"
         trained.mkdir()
-        winner, recipe = _train(plans, params, pool, trained)
+        planned = _planned(plans, params, trained)
+        progress = {task: home / "finetune" / f"{store.key(task)}.progress" for task in planned}
+        curves = _train(planned, progress, pool)
+        winner, recipe = _sorted_by_plan(plans, planned, curves)
         _keep(winner, files.model, images, backbone)
         _keep(recipe, files.baseline, images, backbone)
         if files.seeds.exists():
-            files.seeds.rename(Path(scratch, "old"))
+            files.seeds.rename(scratch / "old")
         trained.rename(files.seeds)
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
@@ -128,6 +149,11 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
             for seed in one.curves:
                 tracked.child(_tracked(role, one, seed))
         tracked.metrics(metrics)
+        if attempts:
+            rows = [one.row() for one in attempts]
+            tracked.text("attempts.csv", csv_text(rows, list(rows[0])))
+        for file in progress.values():
+            file.unlink(missing_ok=True)
     _print_summary(both)
     return winner
 
@@ -172,31 +198,59 @@ def _check_replaceable(seeds: Path) -> None:
         )
 
 
-def _train(
-    plans: Mapping[str, tuple[str, FineTunePlan]], params: Params, pool: WorkerPool, folder: Path
-) -> list[Finetuned]:
-    """All runs side by side; each leaves its best epoch's tensors in the folder."""
-    section = params.finetune
-    settings = training_settings(section)
-    tasks: dict[TrainingTask, Path] = {}
+@contextmanager
+def _scratch_folder(beside: Path) -> Iterator[Path]:
+    """An empty folder beside another, removed at the end; a killed stage's is removed now."""
+    begin = f".{beside.name}-"
+    remove_leftovers(beside.parent, begin)
+    scratch = beside.with_name(f"{begin}{os.getpid()}")
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _planned(
+    plans: Mapping[str, tuple[str, FineTunePlan]], params: Params, folder: Path
+) -> dict[TrainingTask, Path]:
+    """Every run, with the file of its best epoch's tensors."""
+    settings = training_settings(params.finetune)
+    planned: dict[TrainingTask, Path] = {}
     for role, (_, plan) in plans.items():
-        for seed in section.training_seeds:  # a recipe that won is trained once, as the winner
-            tasks.setdefault(TrainingTask(plan, seed, settings), seed_file(folder, role, seed))
+        for seed in params.finetune.training_seeds:  # a recipe that won is trained once: the winner
+            planned.setdefault(TrainingTask(plan, seed, settings), seed_file(folder, role, seed))
+    return planned
+
+
+def _train(
+    planned: Mapping[TrainingTask, Path], progress: Mapping[TrainingTask, Path], pool: WorkerPool
+) -> dict[TrainingTask, LearningCurve]:
+    """All runs side by side; each leaves its best epoch's tensors in its file."""
     curves: dict[TrainingTask, LearningCurve] = {}
-    runs = pool.train(tasks.items())
-    for task, curve in tqdm(runs, total=len(tasks), desc="finetune", unit="run"):
+    runs = pool.train((task, file, progress[task]) for task, file in planned.items())
+    for task, curve in tqdm(runs, total=len(planned), desc="finetune", unit="run"):
         if curve.outcome != "finished":
+            progress[task].unlink(missing_ok=True)  # nothing can go on from there
             raise FinetuningFailedError(
                 f"training seed {task.seed} of {task.plan} ended as {curve.outcome}; try a smaller "
                 "finetune.base_lr or finetune.batch_size"
             )
         curves[task] = curve
+    return curves
+
+
+def _sorted_by_plan(
+    plans: Mapping[str, tuple[str, FineTunePlan]],
+    planned: Mapping[TrainingTask, Path],
+    curves: Mapping[TrainingTask, LearningCurve],
+) -> list[Finetuned]:
     return [
         Finetuned(
             name,
             plan,
-            {task.seed: curves[task] for task in tasks if task.plan == plan},
-            {task.seed: file for task, file in tasks.items() if task.plan == plan},
+            {task.seed: curves[task] for task in planned if task.plan == plan},
+            {task.seed: file for task, file in planned.items() if task.plan == plan},
         )
         for name, plan in plans.values()
     ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
+import glob
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -18,14 +21,46 @@ def written_beside(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; renamed to it at the end, removed on an error.
 
     Folders on the way are made. The temporary name keeps the suffix, which some writers look at.
+    What a killed process has left of the same file is removed.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, f".{path.stem}.", path.suffix)
         yield beside
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())  # or a power cut could leave the new name with nothing in it
         beside.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            error.errno, f"{path} cannot be written: the disk is full; free space and run again"
+        ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it never came to be
+            beside.unlink()
+
+
+def remove_leftovers(folder: Path, begin: str, end: str = "") -> None:
+    """Remove what processes that are gone have left: names of ``begin``, process id, ``end``."""
+    for left in folder.glob(f"{glob.escape(begin)}*{glob.escape(end)}"):
+        process = left.name.removeprefix(begin).removesuffix(end)
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is, and another user's
+        pass
+    return True
 
 
 def check_writable(*paths: Path) -> None:
@@ -57,11 +92,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows under these columns, None as an empty field."""
+    write_text(path, csv_text(rows, columns))
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows under these columns, None as an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_json(path: Path, made_by: str) -> dict[str, Any]:

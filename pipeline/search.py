@@ -17,9 +17,9 @@ from pipeline.compute import check_training, describe, resolve_compute
 from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import Attempt, TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, write_csv, write_json
+from pipeline.outputs import check_writable, csv_text, write_csv, write_json
 from pipeline.params import Params, SearchParams
 from pipeline.plots import search_figures
 from pipeline.runs import TrainingRuns
@@ -62,10 +62,11 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     setup = TrainerSetup(prepared, model.backbone, model.weights, compute, cache)
     home = biotune_home()
     print(f"Training on {describe(compute)}; {workers} at a time")
+    attempts: list[Attempt] = []
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("search", params, images.fingerprint, home) as tracked,
-        WorkerPool(setup, workers) as pool,
+        WorkerPool(setup, workers, lambda one: _note(one, attempts, store)) as pool,
         _Progress(params, sizes, tracked) as progress,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
@@ -76,14 +77,24 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         tracked.metrics(headline)
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(result.evaluated))
+        if attempts:
+            rows = [one.row() for one in attempts]
+            tracked.text("attempts.csv", csv_text(rows, list(rows[0])))
     _print_summary(result, sizes, section, headline)
+    for one in attempts:
+        print(f"Tried again: seed {one.task.seed} of {one.task.plan}, because of {one.reason}")
     return result
+
+
+def _note(one: Attempt, attempts: list[Attempt], store: EvaluationStore) -> None:
+    attempts.append(one)
+    store.add_attempt(one.task, one.reason)
 
 
 def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dict[str, int]]:
     """The images, and each block's number of parameters; what is wrong is found before training."""
     images = PreparedImages.open(prepared)
-    images.check_fingerprint()
+    images.check_files()
     for split in ("train", "validation"):  # that every class has enough images for the folds
         stratified_folds(images.labels[images.indices(split)], params.search.folds, FOLD_SEED)
     # The workers build it too; here only to find what is wrong with the weights before they start.

@@ -35,8 +35,8 @@ must not lose a search."""
 class EvaluationStore:
     """Learning curves by key, in one SQLite file; only the main process writes.
 
-    What :meth:`put` was given is on disk, with a checksum, when it returns: SQLite's write-ahead log
-    with full synchronisation. Several searches may use one file at a time.
+    What :meth:`put` was given is on disk, with a checksum, when it returns: SQLite's write-ahead
+    log with full synchronisation. Several searches may use one file at a time.
 
     Args:
         home: folder of the file ``evaluations.sqlite``, which is made if it is not there.
@@ -84,7 +84,7 @@ class EvaluationStore:
                 longer = len(curve.validation_score) > len(known.validation_score)
                 if known.outcome != "stopped" or not longer:
                     return
-            key, text = self._key(task), json.dumps(asdict(curve)).encode()
+            key, text = self.key(task), json.dumps(asdict(curve)).encode()
             self._database.execute(
                 "INSERT OR REPLACE INTO curves VALUES (?, ?, ?, ?)",
                 (key, self._describe(task), text, _checksum(key, text)),
@@ -97,6 +97,10 @@ class EvaluationStore:
             self._database.execute(
                 "INSERT INTO attempts VALUES (?, ?, ?)", (now, self._describe(task), reason)
             )
+
+    def key(self, task: TrainingTask) -> str:
+        """What a task's curve is kept under, in hexadecimal; it also names the task elsewhere."""
+        return hashlib.sha256(self._describe(task).encode()).hexdigest()
 
     def close(self) -> None:
         """Close the file."""
@@ -122,7 +126,7 @@ class EvaluationStore:
                 )
 
     def _read(self, task: TrainingTask) -> LearningCurve | None:
-        key = self._key(task)
+        key = self.key(task)
         with self._explained():
             row = self._database.execute(
                 # As bytes: what is damaged may be no text.
@@ -160,9 +164,6 @@ class EvaluationStore:
         described = {**self._inputs, **asdict(task), "plan": list(task.plan.items())}
         del described["must_reach"]  # says how far a run goes, not what it shows until there
         return json.dumps(described, sort_keys=True)
-
-    def _key(self, task: TrainingTask) -> str:
-        return hashlib.sha256(self._describe(task).encode()).hexdigest()
 
 
 def shared_inputs(

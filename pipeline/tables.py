@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from biotune.plan import Evaluation, FineTunePlan
 from pipeline.confirmation import Confirmation
 from pipeline.evolve import EvaluatedCandidate
+from pipeline.runs import TrainingRun
 from pipeline.tracking import TrackedRun
 
 
@@ -25,6 +27,7 @@ def evaluation_row(one: EvaluatedCandidate, total_parameters: int) -> dict[str, 
         "parents": " ".join(map(str, candidate.parents)),
         "fold": candidate.fold,
         **_scores(candidate.evaluation, total_parameters),
+        "reason": _reason(one.runs, candidate.evaluation),
         "runs": len(one.runs),
         "epochs": one.epochs,
         "repeat_of": one.repeat_of,
@@ -41,6 +44,7 @@ def confirmation_row(one: Confirmation, total_parameters: int) -> dict[str, Any]
         "is_recipe": one.recipe,
         "seeds": len(one.runs),
         **_scores(one.evaluation, total_parameters),
+        "reason": _reason(one.runs, one.evaluation),
         **_multipliers(one.plan),
     }
 
@@ -80,6 +84,7 @@ def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: in
             "biotune.candidate": str(candidate.id),
             "biotune.origin": candidate.origin,
             "biotune.outcome": str(scores["outcome"]),
+            "biotune.reason": _reason(one.runs, candidate.evaluation) or "none",
             "biotune.store_hit": str(known).lower(),
         },
         seconds=trained,
@@ -97,6 +102,22 @@ def _scores(evaluation: Evaluation | None, total_parameters: int) -> dict[str, A
         "trained_parameters": trained,
         "trained_share": trained / total_parameters,
     }
+
+
+def _reason(runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> str | None:
+    """Why a candidate has no score of its own; None if it has."""
+    if evaluation is None or evaluation.outcome == "finished":
+        return None
+    for run in runs:
+        epochs = len(run.curve.validation_score)
+        if run.curve.outcome == evaluation.outcome:
+            said = {
+                "diverged": f"the loss of epoch {epochs + 1} was no number",
+                "infeasible": "out of memory, also with empty caches",
+                "stopped": f"hopeless after {epochs} epochs",
+            }
+            return f"seed {run.task.seed}: {said[evaluation.outcome]}"
+    return f"hopeless after {len(runs)} of its seeds"
 
 
 def _multipliers(plan: FineTunePlan) -> dict[str, Any]:

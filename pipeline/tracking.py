@@ -1,7 +1,8 @@
 """What goes to MLflow: a run for each pipeline, below it its stages, below search its genomes.
 
-Tracking can never stop a stage: the first error is said, the rest of the stage goes untracked, and
-the stage's files say everything that MLflow would have.
+Tracking can never stop or delay a stage: what is tracked is first on disk (:mod:`pipeline.spool`),
+and a thread sends it (:mod:`pipeline.delivery`), when MLflow answers. What could not be sent is
+kept, and sent by the next stage or by ``biotune sync``.
 """
 
 from __future__ import annotations
@@ -13,31 +14,28 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.delivery import Delivery
 from pipeline.params import Params
-
-# MLflow reads these while it is imported, which is why it is imported in functions here. Users
-# have patients' images: nothing is sent anywhere but to the tracking server they name.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
+from pipeline.spool import Spool, count_left_behind, left_behind, new_spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
 
-PIPELINE_TAG = "biotune.pipeline"
-"""Tag of a pipeline's parent run: a hash of its parameters and data."""
+LONGEST_WAIT: Final = {"server": 10.0, "own file": 300.0, "interrupted": 5.0}
+"""Seconds that a stage waits at its end for what is not sent yet. A file of one's own is written to
+for sure, and MLflow may have to make it first."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+"""Seconds before an attempt that failed is made again; each pause is twice the one before."""
 
 
 @dataclass(frozen=True)
@@ -61,82 +59,145 @@ class TrackedRun:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Destination:
-    """Where a stage's records go."""
-
-    client: MlflowClient
-    experiment: str
-    run_id: str
-
-
 class StageRun:
     """The MLflow run of one stage; made by :func:`tracked_stage`.
 
-    Records are sent in their order by a thread of their own, so that no training waits for a
-    database or a network.
+    Every method returns as soon as its record is on disk.
+
+    Raises:
+        OSError: in every method, if the home folder cannot be written.
     """
 
-    def __init__(self, sender: Executor, start: Callable[[], _Destination]) -> None:
-        self._sender = sender
-        self._destination = sender.submit(start)
-        self._reachable = True
-        self.untracked = 0
+    def __init__(self, spool: Spool, on_record: Callable[[], object]) -> None:
+        self._spool, self._on_record = spool, on_record
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log final figures, nested ones under dotted names; what is no number is left out."""
-        numbers = _numbers(metrics)
-        self._send(lambda to: to.client.log_batch(to.run_id, _metrics(numbers)))
+        self._add("metrics", _numbers(metrics))
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Say of the stage's run what is no number."""
+        self._add("tags", tags)
 
-        def send(to: _Destination) -> None:
-            from mlflow.entities import RunTag
-
-            entries = [RunTag(key, value) for key, value in tags.items()]
-            to.client.log_batch(to.run_id, tags=entries)
-
-        self._send(send)
-
-    def artifacts(self, files: Iterable[Path]) -> None:
-        """Upload files; they must stay until the stage's end."""
+    def artifacts(self, files: Iterable[Path], folder: str | None = None) -> None:
+        """Upload files as they are now, into a folder of the run."""
         for file in files:
-            self._send(lambda to, file=file: to.client.log_artifact(to.run_id, str(file)))  # type: ignore[misc]
+            self._add("file", {"file": self._spool.keep_file(file), "folder": folder})
+
+    def text(self, name: str, text: str) -> None:
+        """Upload a text as a file."""
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch, name)
+            file.write_text(text, encoding="utf-8")
+            self.artifacts([file])
 
     def figures(self, draw: Callable[[], Mapping[str, Figure]]) -> None:
         """Draw pictures, file name → matplotlib figure, and upload them."""
-
-        def send(to: _Destination) -> None:
+        with TemporaryDirectory() as scratch:
             for name, figure in draw().items():
-                to.client.log_figure(to.run_id, figure, f"plots/{name}")
-
-        self._send(send)
+                figure.savefig(Path(scratch, name))
+                self.artifacts([Path(scratch, name)], "plots")
 
     def child(self, run: TrackedRun) -> None:
         """Add a finished run below this one."""
-        end = _now()
-        self._send(lambda to: _log_child(to, run, end))
+        self._add("child", asdict(run))
 
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        end = _now()
-        self._send(lambda to: to.client.set_terminated(to.run_id, status, end))
+        self._add("end", {"status": status})
 
-    def _send(self, request: Callable[[_Destination], object]) -> None:
-        self._sender.submit(self._try, request)
+    def _add(self, kind: str, content: Mapping[str, Any]) -> None:
+        self._spool.append(kind, content)
+        self._on_record()
 
-    def _try(self, request: Callable[[_Destination], object]) -> None:
-        """Do it, or say once that MLflow cannot be reached and leave it from then on."""
-        if not self._reachable:
-            self.untracked += 1
-            return
+
+class _Sender(threading.Thread):
+    """Sends a stage's records as they come, and, while there are none, what others left behind."""
+
+    def __init__(self, spool: Spool, uri: str, home: Path) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self._own, self._uri, self._home = Delivery(spool, uri, home), uri, home
+        self._others: Iterator[Spool] | None = None
+        self._other: Delivery | None = None
+        self._more, self._closing = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+
+    @property
+    def left(self) -> int:
+        """How many of the stage's own records have not arrived."""
+        return self._own.left
+
+    def notice(self) -> None:
+        """There is something to send."""
+        self._more.set()
+
+    def finish(self, longest_wait: float) -> None:
+        """Send what is left of the stage's own, for at most so many seconds, and end.
+
+        The first attempt that fails is the last.
+        """
+        self._closing.set()
+        self._more.set()
+        self.join(longest_wait)
+
+    def run(self) -> None:
+        """Until all is sent and nothing more will come."""
+        _give_way()
+        pause = _FIRST_PAUSE
         try:
-            request(self._destination.result())
-        except Exception as error:  # whatever goes wrong there must not stop a training
-            log.warning("MLflow does not answer, this stage goes on untracked: %s", error)
-            self._reachable = False
-            self.untracked += 1
+            while True:
+                try:
+                    self._more.clear()
+                    closing = self._closing.is_set()
+                    sent = self._own.send_next() or (not closing and self._send_another())
+                    self.error, pause = None, _FIRST_PAUSE
+                    if closing and not sent:
+                        break
+                    if not sent:
+                        self._more.wait()
+                except Exception as error:  # whatever goes wrong there must not stop a training
+                    self._say(error)
+                    if self._closing.wait(pause) and closing:
+                        break
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self._let_go()
+
+    def _send_another(self) -> bool:
+        """One record of what another process left behind; False if there is none."""
+        if self._others is None:
+            self._others = left_behind(self._home)
+        while True:
+            if self._other is None:
+                spool = next(self._others, None)
+                if spool is None:
+                    return False
+                self._other = Delivery(spool, self._uri, self._home)
+            try:
+                if self._other.send_next():
+                    return True
+            except BaseException:  # left to the next stage: it must not hold up the others
+                self._other.spool.close()
+                self._other = None
+                raise
+            self._other.spool.remove()
+            self._other = None
+
+    def _say(self, error: Exception) -> None:
+        if self.error is None:
+            log.warning(
+                "MLflow does not answer; what is tracked is kept and sent later: %s",
+                str(error).partition("\n")[0],
+            )
+        self.error = error
+
+    def _let_go(self) -> None:
+        if self._other is not None:
+            self._other.spool.close()
+        if self._own.left:
+            self._own.spool.close()
+        else:
+            self._own.spool.remove()
 
 
 @contextmanager
@@ -144,24 +205,58 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     """The run of one stage, below the run of its pipeline, which is made by whoever comes first.
 
     The store is ``MLFLOW_TRACKING_URI``, by default a SQLite file in the home folder. On leaving,
-    what is still to be sent is waited for.
+    what is still to be sent is waited for, up to :data:`LONGEST_WAIT`.
 
     Args:
         stage: ``search``, ``finetune``, ``evaluate`` or ``export``.
         params: all of ``params.yaml``; with the data they tell one pipeline from another.
         fingerprint: of the prepared images.
         home: see :func:`pipeline.home.biotune_home`.
+
+    Raises:
+        OSError: if the home folder cannot be written.
     """
-    with ThreadPoolExecutor(1, "mlflow", initializer=_give_way) as sender:
-        run = StageRun(sender, partial(_start, stage, params, fingerprint, home, _now()))
-        try:
-            yield run
-        except BaseException as error:
-            run.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
+    uri = tracking_uri(home)
+    spool = new_spool(home, stage)
+    sender = _Sender(spool, uri, home)
+    run = StageRun(spool, sender.notice)
+    longest_wait = LONGEST_WAIT["own file" if uri.startswith("sqlite:") else "server"]
+    try:
+        spool.append("start", _description(stage, params, fingerprint))
+        sender.start()
+        yield run
         run.end("FINISHED")
-    if run.untracked:
-        log.warning("%d records of the %s stage are not in MLflow", run.untracked, stage)
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        if not failed:
+            longest_wait = LONGEST_WAIT["interrupted"]
+        with suppress(OSError):  # of a disk that is full, which is what ended the stage
+            run.end("FAILED" if failed else "KILLED")
+        raise
+    finally:
+        if sender.ident is None:  # not even its start could be written
+            spool.close()
+        else:
+            sender.finish(longest_wait)
+            _say_what_is_left(stage, sender, home)
+
+
+def _say_what_is_left(stage: str, sender: _Sender, home: Path) -> None:
+    left = count_left_behind(home)
+    if sender.left:
+        why = f" ({str(sender.error).partition(chr(10))[0]})" if sender.error else ""
+        log.warning(
+            "%d records of the %s stage are not in MLflow yet%s. They are kept in %s: the next "
+            "stage sends them, or `biotune sync`",
+            sender.left,
+            stage,
+            why,
+            home / "spool",
+        )
+    elif left:
+        log.warning(
+            "what %d earlier stages tracked is not in MLflow yet: `biotune sync` sends it", left
+        )
 
 
 def _give_way() -> None:
@@ -185,69 +280,20 @@ def pipeline_id(params: Params, fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _start(stage: str, params: Params, fingerprint: str, home: Path, begin: int) -> _Destination:
-    from mlflow import MlflowClient
-    from mlflow.entities import Param
-
-    for chatty in ("alembic", "mlflow.store.db.utils"):  # hundreds of lines for a new database
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # A server that is away must cost seconds, not the library's minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    client = MlflowClient(tracking_uri(home))
-    experiment = _experiment(client, params.tracking.experiment, home)
-    parent = _pipeline_run(client, experiment, pipeline_id(params, fingerprint))
-    tags = {"mlflow.parentRunId": parent, "mlflow.runName": stage, "biotune.stage": stage}
-    run_id = client.create_run(experiment, start_time=begin, tags=tags).info.run_id
+def _description(stage: str, params: Params, fingerprint: str) -> dict[str, Any]:
+    """All that is needed to make the stage's run, at any later time."""
     section = params.model_dump(mode="json", include={stage, "model", "prepare", "runtime"})
-    client.log_batch(
-        run_id,
-        params=[
-            Param(f"{name}.{key}", str(value))
+    return {
+        "stage": stage,
+        "pipeline": pipeline_id(params, fingerprint),
+        "experiment": params.tracking.experiment,
+        "tags": _commit(),
+        "params": {
+            f"{name}.{key}": str(value)
             for name, keys in section.items()
             for key, value in keys.items()
-        ],
-    )
-    return _Destination(client, experiment, run_id)
-
-
-def _log_child(to: _Destination, run: TrackedRun, end: int) -> None:
-    from mlflow.entities import Metric, Param
-
-    tags = {"mlflow.runName": run.name, "mlflow.parentRunId": to.run_id, **run.tags}
-    start = end - round(1000 * run.seconds)
-    created = to.client.create_run(to.experiment, start_time=start, tags=tags)
-    curves = [
-        Metric(key, value, end, step)
-        for key, values in run.curves.items()
-        for step, value in enumerate(values)
-    ]
-    to.client.log_batch(
-        created.info.run_id,
-        [*_metrics(run.metrics), *curves],
-        [Param(key, value) for key, value in run.params.items()],
-    )
-    to.client.set_terminated(created.info.run_id, "FINISHED", end)
-
-
-def _experiment(client: MlflowClient, name: str, home: Path) -> str:
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        return str(known.experiment_id)
-    own_files = tracking_uri(home).startswith("sqlite:")
-    location = (home / "mlartifacts").as_uri() if own_files else None
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def _pipeline_run(client: MlflowClient, experiment: str, identity: str) -> str:
-    known = client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{identity}'", max_results=1)
-    if known:
-        return str(known[0].info.run_id)
-    tags = {PIPELINE_TAG: identity, "mlflow.runName": f"pipeline {identity[:8]}", **_commit()}
-    run_id = str(client.create_run(experiment, tags=tags).info.run_id)
-    # No process spans a pipeline; nobody is left to end its run later.
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
+        },
+    }
 
 
 def _commit() -> dict[str, str]:
@@ -258,13 +304,6 @@ def _commit() -> dict[str, str]:
     return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 
-def _metrics(metrics: Mapping[str, float]) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    now = _now()
-    return [Metric(key, float(value), now, 0) for key, value in metrics.items()]
-
-
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     flat: dict[str, float] = {}
     for key, value in metrics.items():
@@ -273,7 +312,3 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float):
             flat[prefix + key] = value
     return flat
-
-
-def _now() -> int:
-    return round(1000 * time.time())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from biotune import __version__
-from stages import backbones, evaluate, export, finetune, init, prepare, search, ui
+from stages import backbones, evaluate, export, finetune, init, prepare, search, sync, ui
 
 
 @click.group()
@@ -23,7 +23,7 @@ def main() -> None:
     """
 
 
-for _command in (init, prepare, search, finetune, evaluate, export, backbones, ui):
+for _command in (init, prepare, search, finetune, evaluate, export, backbones, sync, ui):
     main.add_command(_command.main, _command.__name__.rpartition(".")[2])
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,10 +54,15 @@ def out_option(name: str, default: str, what: str) -> Callable[[Command], Comman
     )
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as a scheduler or ``docker stop`` does."""
+
+
 class StageCommand(click.Command):
     """A command whose foreseen errors are one message, not a traceback.
 
-    ``BIOTUNE_TRACEBACK=1`` shows the traceback, for whoever looks for a fault in the code.
+    ``BIOTUNE_TRACEBACK=1`` shows the traceback, for whoever looks for a fault in the code. Ctrl-C
+    ends it with exit code 130, SIGTERM with 143, as shells and schedulers expect.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,8 +71,31 @@ class StageCommand(click.Command):
 
         logging.basicConfig(format="%(levelname)s: %(message)s")
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            terminated = isinstance(interruption, Terminated)
+            click.echo(
+                f"{'Terminated' if terminated else 'Interrupted'}. What had finished is kept: run "
+                "the same command again to go on from there.",
+                err=True,
+            )
+            ctx.exit(143 if terminated else 130)
         except (ValueError, OSError, PipelineError) as error:
             if os.environ.get("BIOTUNE_TRACEBACK"):
                 raise
             raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is an exception in here, so that everything is left as it should be."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

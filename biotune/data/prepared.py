@@ -5,7 +5,8 @@ A folder of four files, which are a function of the images and the arguments alo
 - ``images.npy``: uint8 ``[N, S, S, 3]``
 - ``samples.csv``: ``path, label, split`` of every image, in that order; the label is the class name
 - ``rejected.csv``: the images that were left out, and why
-- ``dataset.json``: classes, image size, counts, original sizes, fingerprint
+- ``dataset.json``: classes, image size, counts, original sizes, fingerprint; size and SHA-256 of
+  each of the other files, and of itself without that last line
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from biotune.data.splits import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -75,7 +76,7 @@ class PreparedImages:
         classes: class names; their order is the order of a classifier's outputs.
         image_size: S, in pixels.
         source: what ``prepare.source`` named.
-        fingerprint: SHA-256 of ``images.npy`` and ``samples.csv``, in hexadecimal.
+        fingerprint: of ``images.npy`` and ``samples.csv``; see :func:`fingerprint`.
         original_sizes: width and height in pixels of the ``smallest`` and the ``largest`` image, by
             area.
     """
@@ -93,7 +94,7 @@ class PreparedImages:
 
     @classmethod
     def open(cls, folder: Path) -> PreparedImages:
-        """Open what :func:`prepare_images` wrote. The fingerprint is read, not computed again.
+        """Open what :func:`prepare_images` wrote. The images are not read; see :meth:`check_files`.
 
         Raises:
             FileNotFoundError: if one of its files is missing.
@@ -104,6 +105,8 @@ class PreparedImages:
                 raise FileNotFoundError(f"{folder / name} is missing: run the prepare stage first")
         try:
             dataset = json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
+            if dataset["checksum"] != dataset_checksum(dataset):
+                raise ValueError(f"{DATASET_FILE} was changed since it was written")
             images = np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
             samples = [Sample(*row) for row in _read_rows(folder / SAMPLES_FILE, Sample._fields)]
             index_of = {name: index for index, name in enumerate(dataset["classes"])}
@@ -126,14 +129,16 @@ class PreparedImages:
             raise _damaged(folder, str(error)) from error
         return prepared
 
-    def check_fingerprint(self) -> None:
-        """Compute the fingerprint again; it reads every image once.
+    def check_files(self) -> None:
+        """Hold every file against its size and SHA-256; it reads every image once.
 
         Raises:
-            ValueError: if a file is not as it was prepared.
+            ValueError: naming the first file that is not as it was prepared.
         """
-        if fingerprint(self.folder) != self.fingerprint:
-            raise _damaged(self.folder, f"{IMAGES_FILE} or {SAMPLES_FILE} was changed since")
+        dataset = json.loads((self.folder / DATASET_FILE).read_text(encoding="utf-8"))
+        for name, written in dataset["files"].items():
+            if describe_file(self.folder / name) != written:
+                raise _damaged(self.folder, f"{name} was changed since it was written")
 
     def rejected(self) -> list[Rejected]:
         """The images that were left out, and why.
@@ -173,14 +178,27 @@ class PreparedImages:
             raise ValueError(f"{SAMPLES_FILE} has the unknown split {unknown[0]!r}")
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of ``images.npy`` and ``samples.csv``, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name in (IMAGES_FILE, SAMPLES_FILE):
-        with (folder / name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+def describe_file(file: Path) -> dict[str, Any]:
+    """What ``dataset.json`` says of a file: ``bytes``, and ``sha256`` in hexadecimal."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def fingerprint(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 of the checksums of ``images.npy`` and ``samples.csv``, in hexadecimal.
+
+    Args:
+        files: file name → as :func:`describe_file` describes it.
+    """
+    text = "".join(files[name]["sha256"] for name in (IMAGES_FILE, SAMPLES_FILE))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dataset_checksum(dataset: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``dataset.json`` says beside its ``checksum``, in hexadecimal."""
+    said = {key: value for key, value in dataset.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _read_rows(file: Path, columns: tuple[str, ...]) -> list[list[str]]:

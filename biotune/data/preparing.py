@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from biotune.data.prepared import (
     PreparedImages,
     Rejected,
     Sample,
+    dataset_checksum,
+    describe_file,
     fingerprint,
 )
 from biotune.data.splits import SPLITS, assign_splits
@@ -236,15 +238,18 @@ def _describe(
     _write_csv(fresh / SAMPLES_FILE, Sample._fields, samples)
     _write_csv(fresh / REJECTED_FILE, Rejected._fields, rejected)
     counts = Counter((one.split, one.label) for one in samples)
-    dataset = {
+    files = {name: describe_file(fresh / name) for name in sorted(FILES - {DATASET_FILE})}
+    dataset: dict[str, Any] = {
         "source": source.name,
         "image_size": image_size,
         "classes": list(source.classes),
         "counts": {s: {name: counts[s, name] for name in source.classes} for s in SPLITS},
         "rejected": dict(Counter(one.kind for one in rejected)),
         "original_sizes": {"smallest": min(sizes, key=prod), "largest": max(sizes, key=prod)},
-        "fingerprint": fingerprint(fresh),
+        "fingerprint": fingerprint(files),
+        "files": files,
     }
+    dataset["checksum"] = dataset_checksum(dataset)
     text = json.dumps(dataset, indent=2, ensure_ascii=False)
     (fresh / DATASET_FILE).write_text(text + "\n", encoding="utf-8")
 

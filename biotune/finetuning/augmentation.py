@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -22,14 +22,38 @@ AUGMENTATIONS: Final[tuple[Augmentation, ...]] = get_args(Augmentation)
 and ``trivialaugment`` (wide; arXiv 2103.10158): the same, and then torchvision's of that name."""
 
 
-def augmenter(
-    name: Augmentation, seed: int
-) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
-    """The function that changes images at random, each by itself; None for ``none``.
+class Augmenter:
+    """Changes images at random, each by itself.
 
-    It takes and returns uint8 ``[n, S, S, 3]``. Its n-th call draws the same numbers for the same
-    seed, whatever was drawn elsewhere.
+    Its n-th call draws the same numbers for the same seed, whatever was drawn elsewhere.
+
+    Args:
+        changes: what is done to each image.
+        seed: of its own stream.
+
+    Attributes:
+        state: of the stream; set it to go on from there.
     """
+
+    def __init__(self, changes: Sequence[torch.nn.Module], seed: int) -> None:
+        from torchvision.transforms import v2
+
+        self._transform = v2.Compose(list(changes))
+        self.state = torch.Generator().manual_seed(seed).get_state()
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Changed copies of images, uint8 ``[n, S, S, 3]``."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global stream
+            torch.set_rng_state(self.state)
+            changed = torch.stack([self._transform(image) for image in batch])
+            self.state = torch.get_rng_state()
+        result: NDArray[np.uint8] = changed.permute(0, 2, 3, 1).contiguous().numpy()
+        return result
+
+
+def augmenter(name: Augmentation, seed: int) -> Augmenter | None:
+    """What changes the images as named; None for ``none``."""
     if name == "none":
         return None
     from torchvision.transforms import v2
@@ -39,16 +63,4 @@ def augmenter(
         "randaugment": [v2.RandAugment()],
         "trivialaugment": [v2.TrivialAugmentWide()],
     }
-    transform = v2.Compose([v2.RandomHorizontalFlip(), *changes[name]])
-    state = torch.Generator().manual_seed(seed).get_state()
-
-    def augment(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        nonlocal state
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global stream
-            torch.set_rng_state(state)
-            changed = torch.stack([transform(image) for image in batch])
-            state = torch.get_rng_state()
-        return changed.permute(0, 2, 3, 1).contiguous().numpy()
-
-    return augment
+    return Augmenter([v2.RandomHorizontalFlip(), *changes[name]], seed)

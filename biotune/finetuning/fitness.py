@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import FeatureCache
 from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.progress import ProgressFile
 from biotune.finetuning.training import FitResult, ImageSubset, TrainingSettings, fit
 from biotune.plan import Evaluation, FineTunePlan, Outcome
 
@@ -99,27 +100,43 @@ class Trainer:
         *,
         keep_best: bool = False,
         on_epoch: Callable[[], None] | None = None,
+        progress: ProgressFile | None = None,
     ) -> FitResult:
         """Train as a task says, from the pretrained weights.
 
         A run that runs out of memory is tried once more with empty caches, then it counts as
         ``infeasible``; a loss that is no number as ``diverged``. Neither raises.
 
+        Args:
+            task: what to train.
+            keep_best, on_epoch, progress: see :func:`~biotune.finetuning.training.fit`.
+
         Raises:
             ValueError: if the plan does not fit the network, or the folds do not fit the data.
             FreezeProofError: if a frozen block moved or a trained one did not.
+            OSError: if the progress cannot be written.
         """
-        for _ in range(2):
+        out_of_memory: tuple[str, ...] = ()
+        while len(out_of_memory) < 2:
             try:
-                return self._attempt(task, keep_best, on_epoch)
-            except torch.OutOfMemoryError:
-                pass
+                result = self._attempt(task, keep_best, on_epoch, progress)
+                return replace(result, out_of_memory=out_of_memory)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                said = str(error).partition("\n")[0] or type(error).__name__
+                out_of_memory += (said,)
             # Not inside `except`: there the traceback still holds the failed run's tensors.
             self._empty_caches()
-        return FitResult(LearningCurve((), (), (), 0, "infeasible", 0.0), None)
+        infeasible = LearningCurve((), (), (), 0, "infeasible", 0.0)
+        return FitResult(infeasible, None, out_of_memory)
 
     def _attempt(
-        self, task: TrainingTask, keep_best: bool, on_epoch: Callable[[], None] | None
+        self,
+        task: TrainingTask,
+        keep_best: bool,
+        on_epoch: Callable[[], None] | None,
+        progress: ProgressFile | None,
     ) -> FitResult:
         self.backbone.network.load_state_dict(self._pretrained)
         if task.resample is None:
@@ -140,6 +157,7 @@ class Trainer:
             cache=self.cache,
             keep_best=keep_best,
             on_epoch=on_epoch,
+            progress=progress,
         )
 
     def subset(self, split: str, fold: int = 0, folds: int = 1) -> ImageSubset:
@@ -164,6 +182,12 @@ class Trainer:
         gc.collect()
         if torch.device(self.compute.device).type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """A GPU's memory, Python's, or torch's on a CPU, which says so in words alone."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 def evaluate(curves: Sequence[LearningCurve]) -> Evaluation:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,6 +32,7 @@ from biotune.finetuning.freezing import (
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from biotune.finetuning.losses import CLASS_WEIGHTS, ClassWeights, class_weights
 from biotune.finetuning.metrics import METRICS, Metric, validation_scores
+from biotune.finetuning.progress import Progress, ProgressFile
 from biotune.plan import FineTunePlan
 
 INFERENCE_BATCH = 64
@@ -113,10 +114,17 @@ class ImageSubset:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A run's curve, and the network's tensors at its best epoch (None unless asked for)."""
+    """What is left of a run.
+
+    Attributes:
+        curve: epoch by epoch.
+        best_state: the network's tensors at its best epoch; None unless asked for.
+        out_of_memory: what was said each time that memory ran out; at most twice.
+    """
 
     curve: LearningCurve
     best_state: dict[str, Tensor] | None
+    out_of_memory: tuple[str, ...] = ()
 
 
 def fit(
@@ -133,6 +141,7 @@ def fit(
     cache: FeatureCache | None = None,
     keep_best: bool = False,
     on_epoch: Callable[[], None] | None = None,
+    progress: ProgressFile | None = None,
 ) -> FitResult:
     """Fine-tune a network, in place, as a plan says.
 
@@ -152,11 +161,14 @@ def fit(
             anew in every step, to the same bits.
         keep_best: return a copy of the network's tensors at the best epoch.
         on_epoch: called after every epoch.
+        progress: written after every epoch. A run that was killed goes on after the last epoch
+            that is there, to the same bits.
 
     Raises:
         ValueError: if the plan trains nothing or names other blocks, or for fewer than two
             training images.
         FreezeProofError: if a frozen block moved or a trained one did not.
+        OSError: if the progress cannot be written.
     """
     if not plan.trained_blocks:
         raise ValueError(f"the plan trains no block, there is nothing to fit: {plan}")
@@ -172,10 +184,16 @@ def fit(
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
         torch.manual_seed(dropout_seed)
+        known = progress.read() if progress is not None else None
+        if known is not None:
+            best_state = run.go_on(known, order)
+            started -= known.notes["seconds"]
         while not run.over:
             improved = run.epoch(validation, order)
             if improved and keep_best:
                 best_state = {n: t.clone() for n, t in backbone.network.state_dict().items()}
+            if progress is not None:
+                progress.write(run.progress(best_state, order, time.perf_counter() - started))
             if on_epoch is not None:
                 on_epoch()
     prove_frozen(backbone, plan, start, run.without_signal)
@@ -311,6 +329,64 @@ class _Run:
         with torch.no_grad(), self.compute.autocast():
             return self.backbone.run_layers(0, self.cut, pixels)
 
+    def progress(
+        self, best: Mapping[str, Tensor] | None, order: np.random.Generator, seconds: float
+    ) -> Progress:
+        """All that the epochs to come depend on."""
+        state = self.optimizer.state_dict()
+        tensors = {
+            **{f"network.{n}": t for n, t in self.backbone.network.state_dict().items()},
+            **{f"best.{n}": t for n, t in (best or {}).items()},
+            **{
+                f"optimizer.{index}.{name}": value
+                for index, values in state["state"].items()
+                for name, value in values.items()
+            },
+            "random.cpu": torch.get_rng_state(),
+        }
+        for device in _cuda_devices(self.compute):
+            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+        if self.augment is not None:
+            tensors["random.augment"] = self.augment.state
+        notes = {
+            "losses": self.losses,
+            "scores": self.scores,
+            "briers": self.briers,
+            "diverged": self.diverged,
+            "without_signal": sorted(self.without_signal),
+            "param_groups": state["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "order": order.bit_generator.state,
+            "seconds": seconds,
+        }
+        return Progress(tensors, notes)
+
+    def go_on(self, known: Progress, order: np.random.Generator) -> dict[str, Tensor] | None:
+        """Take up what :meth:`progress` gave; the network's tensors at the best epoch."""
+        notes = known.notes
+        self.losses, self.scores, self.briers = notes["losses"], notes["scores"], notes["briers"]
+        self.diverged = notes["diverged"]
+        self.without_signal = set(notes["without_signal"])
+        self.backbone.network.load_state_dict(_below("network", known.tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below("optimizer", known.tensors).items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        groups = notes["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:  # the fused kernel goes by memory order
+                    values[name] = torch.empty_like(parameter).copy_(value)
+        self.schedule.load_state_dict(notes["schedule"])
+        order.bit_generator.state = notes["order"]
+        torch.set_rng_state(known.tensors["random.cpu"])
+        for device in _cuda_devices(self.compute):
+            torch.cuda.set_rng_state(known.tensors["random.cuda"], device)
+        if self.augment is not None:
+            self.augment.state = known.tensors["random.augment"]
+        return _below("best", known.tensors) or None
+
     def curve(self, seconds: float) -> LearningCurve:
         return LearningCurve(
             train_loss=tuple(self.losses),
@@ -320,6 +396,12 @@ class _Run:
             outcome="diverged" if self.diverged else "finished" if self.complete else "stopped",
             seconds=seconds,
         )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")
+    }
 
 
 def _class_weights(

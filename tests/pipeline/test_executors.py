@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from safetensors.torch import load_file
@@ -21,12 +23,16 @@ from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
 from pipeline.executors import (
+    MOST_ATTEMPTS,
+    Attempt,
     LostWorkerError,
     TrainerSetup,
     WorkerPool,
     resolve_workers,
     worker_devices,
 )
+from pipeline.worker import Answer, Job, _answer_of
+from tests.pipeline.trainings import curve
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ("stem", *(f"blocks.{i}" for i in range(7)), "conv_head", "classifier")
@@ -55,7 +61,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> TrainerSetup:
 
 def train(setup: TrainerSetup, workers: int, tasks: list[TrainingTask]) -> list[LearningCurve]:
     with WorkerPool(setup, workers) as pool:
-        curves = dict(pool.train((one, None) for one in tasks))
+        curves = dict(pool.train((one, None, None) for one in tasks))
     return [replace(curves[one], seconds=0.0) for one in tasks]
 
 
@@ -72,7 +78,7 @@ def test_the_best_weights_are_written_where_they_are_wanted(
 ) -> None:
     files = {one: tmp_path / f"{i}.safetensors" for i, one in enumerate(TASKS[:2])}
     with WorkerPool(setup, 1) as pool:
-        assert dict(pool.train(files.items())).keys() == files.keys()
+        assert dict(pool.train((*one, None) for one in files.items())).keys() == files.keys()
     first, second = (load_file(file) for file in files.values())
     assert first.keys() == second.keys()
     assert not first["classifier.weight"].equal(second["classifier.weight"])
@@ -83,22 +89,126 @@ def test_the_best_weights_are_written_where_they_are_wanted(
 def test_an_error_in_a_worker_reaches_the_caller(setup: TrainerSetup) -> None:
     other = replace(TASKS[0], plan=FineTunePlan({"stem": 1.0}))
     with WorkerPool(setup, 1) as pool, pytest.raises(ValueError, match="not those of efficient"):
-        list(pool.train([(other, None)]))
+        list(pool.train([(other, None, None)]))
 
 
 @pytest.mark.slow
-def test_a_lost_worker_is_an_error_that_says_what_to_do_and_no_score(setup: TrainerSetup) -> None:
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_run_whose_worker_is_killed_is_done_by_another_to_the_same_bits(
+    setup: TrainerSetup, kills: int
+) -> None:
+    long = replace(TASKS[0], settings=TrainingSettings(4, 4, 16, 0.001))
+    (whole,) = train(setup, 1, [long])
+    attempts: list[Attempt] = []
+    killed: set[int | None] = set()
+
+    with WorkerPool(setup, 1, attempts.append) as pool:
+        pool.submit(long)
+        killer = threading.Thread(target=kill_workers, args=(kills, killed))
+        killer.start()
+        _, curve = pool.next_finished()
+        killer.join()
+    assert replace(curve, seconds=0.0) == whole
+    assert [one.task for one in attempts] == [long] * kills
+    assert {one.reason for one in attempts} == {
+        "its worker process died (SIGKILL, perhaps for want of memory)"
+    }
+    assert len(killed) == kills
+
+
+@pytest.mark.slow
+def test_a_run_that_is_lost_three_times_stops_the_search_with_the_reason_and_no_score(
+    setup: TrainerSetup,
+) -> None:
+    attempts: list[Attempt] = []
     long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
-    killed = []
-    with WorkerPool(setup, 1) as pool:
-        results = pool.train([(TASKS[1], None), (long, None)])
-        next(results)
+    with WorkerPool(setup, 1, attempts.append) as pool:
+        pool.submit(long)
+        killer = threading.Thread(target=kill_workers, args=(MOST_ATTEMPTS, set()))
+        killer.start()
+        with pytest.raises(LostWorkerError, match=r"lost 3 times .*SIGKILL.*run again to go on"):
+            pool.next_finished()
+        killer.join()
+    assert len(attempts) == MOST_ATTEMPTS
+
+
+def kill_workers(times: int, killed: set[int | None]) -> None:
+    """Kill the one worker as soon as there is another than before."""
+    while len(killed) < times:
         for process in multiprocessing.active_children():
-            process.kill()
-            killed.append(process)
-        with pytest.raises(LostWorkerError, match="run again to go on"):
-            next(results)
-    assert killed
+            if process.pid not in killed:
+                time.sleep(0.5)
+                process.kill()
+                killed.add(process.pid)
+        time.sleep(0.05)
+
+
+class ScriptedWorker:
+    """Stands for a worker process: its connection is real, its answers are given.
+
+    A GPU that fails cannot be had here; what torch says then is known.
+    """
+
+    lost: ClassVar[set[str]] = set()
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, _: TrainerSetup, device: str) -> None:
+        self.device = device
+        self.connection, self._theirs = multiprocessing.Pipe()
+
+    def start(self, job: Job) -> None:
+        self.started.append(self.device)
+        self._theirs.send(None)
+
+    def answer(self) -> Answer:
+        self.connection.recv()
+        if self.device in self.lost:
+            error = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+            return _answer_of(error, self.device)
+        return Answer(curve(0.5))
+
+    def kill(self) -> None:
+        pass
+
+
+def test_a_device_that_fails_is_left_alone_while_another_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.executors.Worker", ScriptedWorker)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(ScriptedWorker, "lost", {"cuda:1"})
+    monkeypatch.setattr(ScriptedWorker, "started", [])
+    attempts: list[Attempt] = []
+    compute = Compute("cuda", "bf16")
+    with WorkerPool(TrainerSetup(Path(), "b", "w", compute), 2, attempts.append) as pool:
+        assert len(dict(pool.train((one, None, None) for one in TASKS))) == len(TASKS)
+    assert ScriptedWorker.started.count("cuda:1") == 1
+    (attempt,) = attempts
+    assert attempt.reason == (
+        "the device cuda:1 failed (CUDA error: an illegal memory access was encountered)"
+    )
+
+
+def test_a_device_that_fails_alone_is_tried_again_and_then_the_search_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.executors.Worker", ScriptedWorker)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(ScriptedWorker, "lost", {"cuda:0"})
+    monkeypatch.setattr(ScriptedWorker, "started", [])
+    setup = TrainerSetup(Path(), "b", "w", Compute("cuda", "bf16"))
+    with WorkerPool(setup, 1) as pool, pytest.raises(LostWorkerError, match="cuda:0 failed"):
+        list(pool.train([(TASKS[0], None, None)]))
+    assert ScriptedWorker.started == ["cuda:0"] * MOST_ATTEMPTS
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
+    setup: TrainerSetup, tmp_path: Path
+) -> None:
+    file = tmp_path / "missing" / "weights.safetensors"
+    with WorkerPool(setup, 1) as pool, pytest.raises(OSError, match=r"weights\.safetensors"):
+        list(pool.train([(TASKS[0], file, None)]))
 
 
 @pytest.mark.slow
@@ -117,7 +227,7 @@ if __name__ == "__main__":
     setup = TrainerSetup(Path({str(setup.prepared)!r}), "efficientnet_lite0", "none", Compute())
     long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
     with WorkerPool(setup, 1) as pool:
-        results = pool.train([(TASKS[1], None), (long, None)])
+        results = pool.train([(TASKS[1], None, None), (long, None, None)])
         next(results)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         next(results)

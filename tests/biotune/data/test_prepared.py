@@ -94,8 +94,13 @@ def test_the_files_say_the_same(tmp_path):
     assert (folder / "rejected.csv").read_text() == "path,label,split,kind,reason\n"
     assert dataset["counts"]["train"] == {"ash, white": 4, "oak": 4}
     assert dataset["counts"]["test"] == {"ash, white": 3, "oak": 3}
-    data = (folder / "images.npy").read_bytes() + (folder / "samples.csv").read_bytes()
-    assert dataset["fingerprint"] == prepared.fingerprint == hashlib.sha256(data).hexdigest()
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("images.npy", "rejected.csv", "samples.csv")
+    }
+    assert {name: one["sha256"] for name, one in dataset["files"].items()} == digests
+    both = digests["images.npy"] + digests["samples.csv"]
+    assert prepared.fingerprint == hashlib.sha256(both.encode()).hexdigest()
 
 
 def test_two_runs_write_the_same_bytes_and_another_seed_another_split(tmp_path):
@@ -331,8 +336,8 @@ def test_a_missing_file_says_to_run_prepare(tmp_path, name):
     [
         ("dataset.json", "{", "is damaged .* run the prepare stage again"),
         ("dataset.json", "[]", "is damaged .* run the prepare stage again"),
-        ("dataset.json", '{"classes": ["ash, white"]}', "'oak' is not in dataset.json"),
-        ("dataset.json", '{"classes": ["ash, white", "oak"]}', "is not in dataset.json"),
+        ("dataset.json", '{"classes": ["ash, white"]}', "'checksum' is not in dataset.json"),
+        ("dataset.json", '{"checksum": ""}', "dataset.json was changed since it was written"),
         ("samples.csv", "", "must have the columns path, label, split"),
         ("samples.csv", "file,label\n", "must have the columns path, label, split"),
         ("samples.csv", "path,label,split\n1.png,oak,train\n", r"\[20, 8, 8, 3\].*\[1, 8, 8, 3\]"),
@@ -375,3 +380,18 @@ def test_opening_imports_neither_torch_nor_scikit_learn(tmp_path):
     )
     result = run_python(code, folder)
     assert result.stdout.strip() == "(20, 8, 8, 3) set()", result.stderr
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_of_any_file_is_found_and_named(tmp_path, name):
+    folder = prepare(tmp_path / "prepared").folder
+    content = bytearray((folder / name).read_bytes())
+    place = content.rindex(b"oak") if name == "samples.csv" else len(content) // 2
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged .*run the prepare stage again"):
+        PreparedImages.open(folder).check_files()
+    (folder / name).write_bytes(
+        bytes(content[:place]) + bytes([content[place] ^ 1]) + bytes(content[place + 1 :])
+    )
+    PreparedImages.open(folder).check_files()
