@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test check ui clean help
+.PHONY: run test faults check ui clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -22,6 +22,9 @@ run: $(VENV)/.run-installed  ## Images to ONNX: run every stage that is not up t
 
 test: $(VENV)/.dev-installed  ## Run the whole test suite
 	python -m pytest
+
+faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for half an hour, and count what survives
+	BIOTUNE_FAULTS=full python -m pytest -q tests/faults
 
 check: $(VENV)/.dev-installed  ## Format, lint and types
 	ruff format --check .

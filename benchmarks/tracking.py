@@ -2,8 +2,8 @@
 
 A search on the params file's images and network, with tracking to a new SQLite store, to a server
 that is not there, and with none at all, in turns; each from an empty evaluation store, in a process
-of its own. Afterwards what the dead server did not take is sent to a new store, and the genomes there
-are counted.
+of its own. Afterwards what the dead server did not take is sent to a new store, and the genomes
+there are counted.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Measured:
             run(own)
             self.cpu_seconds = time.thread_time()
 
-        def timed_finish(own: object, longest_wait: float) -> None:
+        def timed_finish(own: object, patience: float) -> None:
             begin = time.perf_counter()
-            finish(own, longest_wait)
+            finish(own, patience)
             self.last_wait = time.perf_counter() - begin
 
         sender.run, sender.finish = timed_run, timed_finish

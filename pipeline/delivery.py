@@ -19,6 +19,8 @@ from pipeline.spool import Record, Spool
 # have patients' images: nothing is sent anywhere but to the tracking server they name.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# Two lines for every genome, in the midst of a progress bar.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # The spool's own back-off is enough; the library's would hold up a stage that has come to its end.
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT: Final = {"server": 10.0, "own file": 300.0, "interrupted": 5.0}
-"""Seconds that a stage waits at its end for what is not sent yet. A file of one's own is written to
-for sure, and MLflow may have to make it first."""
+PATIENCE: Final = {"server": 10.0, "own file": 300.0, "interrupted": 5.0}
+"""Seconds that a stage waits at its end for the next record to arrive. A file of one's own is
+written to for sure, and MLflow may have to make it first."""
+
+LONGEST_WAIT: Final = 60.0
+"""Seconds that a stage waits at its end for a server, however much is still arriving."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 """Seconds before an attempt that failed is made again; each pause is twice the one before."""
@@ -131,14 +135,20 @@ class _Sender(threading.Thread):
         """There is something to send."""
         self._more.set()
 
-    def finish(self, longest_wait: float) -> None:
-        """Send what is left of the stage's own, for at most so many seconds, and end.
+    def finish(self, patience: float) -> None:
+        """Send what is left of the stage's own, and end.
 
-        The first attempt that fails is the last.
+        The first attempt that fails is the last. If nothing arrives for so many seconds, the thread
+        is left alone: it ends with the process, and what it has not sent is kept.
         """
         self._closing.set()
         self._more.set()
-        self.join(longest_wait)
+        longest = time.monotonic() + max(patience, LONGEST_WAIT)
+        left, until = self.left, time.monotonic() + patience
+        while self.is_alive() and time.monotonic() < min(until, longest):
+            self.join(0.1)
+            if self.left < left:
+                left, until = self.left, time.monotonic() + patience
 
     def run(self) -> None:
         """Until all is sent and nothing more will come."""
@@ -205,7 +215,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     """The run of one stage, below the run of its pipeline, which is made by whoever comes first.
 
     The store is ``MLFLOW_TRACKING_URI``, by default a SQLite file in the home folder. On leaving,
-    what is still to be sent is waited for, up to :data:`LONGEST_WAIT`.
+    what is still to be sent is waited for, as :data:`PATIENCE` and :data:`LONGEST_WAIT` say.
 
     Args:
         stage: ``search``, ``finetune``, ``evaluate`` or ``export``.
@@ -220,7 +230,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     spool = new_spool(home, stage)
     sender = _Sender(spool, uri, home)
     run = StageRun(spool, sender.notice)
-    longest_wait = LONGEST_WAIT["own file" if uri.startswith("sqlite:") else "server"]
+    patience = PATIENCE["own file" if uri.startswith("sqlite:") else "server"]
     try:
         spool.append("start", _description(stage, params, fingerprint))
         sender.start()
@@ -229,7 +239,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     except BaseException as error:
         failed = isinstance(error, Exception)
         if not failed:
-            longest_wait = LONGEST_WAIT["interrupted"]
+            patience = PATIENCE["interrupted"]
         with suppress(OSError):  # of a disk that is full, which is what ended the stage
             run.end("FAILED" if failed else "KILLED")
         raise
@@ -237,7 +247,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         if sender.ident is None:  # not even its start could be written
             spool.close()
         else:
-            sender.finish(longest_wait)
+            sender.finish(patience)
             _say_what_is_left(stage, sender, home)
 
 

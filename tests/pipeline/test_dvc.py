@@ -19,10 +19,12 @@ STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 # They check, record and show, and decide nothing of a result: params' values are tracked as such.
 RECORDERS = {
     "pipeline.console",
+    "pipeline.delivery",
     "pipeline.errors",
     "pipeline.home",
     "pipeline.params",
     "pipeline.plots",
+    "pipeline.spool",
     "pipeline.tracking",
 }
 
@@ -34,7 +36,9 @@ def stages() -> dict[str, PipelineStage]:
 
 
 def test_the_stages_are_those_of_the_command_group(stages: dict[str, PipelineStage]) -> None:
-    assert set(stages) == set(STAGES) == set(cli.main.commands) - {"backbones", "init", "ui"}
+    assert (
+        set(stages) == set(STAGES) == set(cli.main.commands) - {"backbones", "init", "sync", "ui"}
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from biotune.finetuning.fitness import TrainingTask
-from pipeline import tracking
+from pipeline import sync
+from pipeline.delivery import KEY_TAG, PIPELINE_TAG, Delivery
 from pipeline.evolve import SearchResult, evolve
 from pipeline.params import Params
 from pipeline.plots import search_figures
 from pipeline.tables import tracked_genome
 from pipeline.tracking import (
-    PIPELINE_TAG,
     TrackedRun,
     pipeline_id,
     tracked_stage,
     tracking_uri,
 )
+from tests.imports import ROOT
+from tests.mlflow_server import MlflowServer, all_runs, metric_points
 from tests.pipeline.trainings import BLOCKS, Trainings, curve
 
 BASE_LR = 0.001
@@ -79,38 +79,8 @@ def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on SQLite."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    with (
-        (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        uri = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(f"{uri}/health", process, folder / "log")
-            yield uri
-        finally:
-            subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
-            process.wait(timeout=30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
-                return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(log.read_text()) from None
-            time.sleep(0.2)
+    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
+        yield running.uri
 
 
 @pytest.mark.slow
@@ -122,7 +92,10 @@ def test_a_search_is_in_a_real_server_genome_by_genome(
         update={"search": default_params.search.model_copy(update={"training_seeds": [0, 3]})}
     )
     result = search(params, tmp_path)
-    assert not list(tmp_path.iterdir()), "with a server nothing is kept in files"
+    assert not list((tmp_path / "spool").iterdir()), "all has arrived"
+    assert not (tmp_path / "mlflow.db").exists()
+    keys = [run.data.tags[KEY_TAG] for run in all_runs(server) if KEY_TAG in run.data.tags]
+    assert len(set(keys)) == len(keys) == len(result.evaluated) + 1
 
     client = MlflowClient(server)
     (pipeline,) = pipelines(client)
@@ -208,13 +181,13 @@ def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
 def test_nothing_waits_for_mlflow_and_all_arrives_with_the_times_it_happened_at(
     default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, may_answer = tracking._start, threading.Event()
+    start, may_answer = Delivery._start, threading.Event()
 
     def slow(*arguments: Any) -> Any:
         assert may_answer.wait(timeout=60)
         return start(*arguments)
 
-    monkeypatch.setattr(tracking, "_start", slow)
+    monkeypatch.setattr(Delivery, "_start", slow)
     with tracked_stage("search", default_params, "data", tmp_path) as tracked:
         for name in ("first", "second", "third"):
             tracked.child(TrackedRun(name, {}, {"fitness": 0.5}, {}, {}, seconds=2))
@@ -234,18 +207,90 @@ def test_nothing_waits_for_mlflow_and_all_arrives_with_the_times_it_happened_at(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_said_and_stops_nothing(
+def test_a_server_that_is_away_is_said_and_what_it_did_not_take_is_sent_later_once(
     default_params: Params,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path))
     result = search(default_params, tmp_path)
     assert result.winner
-    assert "MLflow does not answer, this stage goes on untracked" in caplog.text
-    # One for each genome, one for the metrics, one for the pictures, and the run's end.
-    assert f"{len(result.evaluated) + 3} records of the search stage are not in" in caplog.text
+    assert "MLflow does not answer; what is tracked is kept and sent later" in caplog.text
+    # The start, one for each genome, the metrics, three pictures, and the run's end.
+    assert f"{len(result.evaluated) + 6} records of the search stage are not in" in caplog.text
+    with pytest.raises(sync.UnsentError, match=r"not everything was sent to http://127\.0\.0\.1:9"):
+        sync.run()
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    sync.run()
+    sync.run()
+    assert "Nothing is left to be sent" in capsys.readouterr().out
+    client = MlflowClient(tracking_uri(tmp_path))
+    (pipeline,) = pipelines(client)
+    (stage,) = children(client, pipeline)
+    assert stage.info.status == "FINISHED"
+    genomes = children(client, stage)
+    assert len(genomes) == len(result.evaluated)
+    points = [metric_points(tracking_uri(tmp_path), run) for run in genomes]
+    by_id = {
+        int(run.data.tags["biotune.candidate"]): n for run, n in zip(genomes, points, strict=True)
+    }
+    for one in result.evaluated:
+        curves = 3 * sum(len(run.curve.validation_score) for run in one.runs)
+        scores = sum(
+            value is not None for value in (one.candidate.fitness, one.candidate.evaluation.brier)
+        )  # type: ignore[union-attr]
+        assert by_id[one.candidate.id] == curves + scores + 3  # parameters, their share, seconds
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_store")
+def test_a_stage_closes_what_a_killed_one_left_running(
+    default_params: Params, tmp_path: Path
+) -> None:
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from pipeline.params import load_params
+from pipeline.tracking import TrackedRun, tracked_stage
+from tests.mlflow_server import all_runs
+home = Path({str(tmp_path)!r})
+with tracked_stage("search", load_params(Path("params.yaml")), "data", home) as tracked:
+    tracked.child(TrackedRun("first", {{}}, {{"fitness": 0.5}}, {{}}, {{}}, seconds=2))
+    while not list(home.glob("spool/*/sent.json")):
+        time.sleep(0.1)
+    time.sleep(1)
+    tracked.child(TrackedRun("second", {{}}, {{"fitness": 0.5}}, {{}}, {{}}, seconds=2))
+    with next(home.glob("spool/*/records.jsonl")).open("a") as file:
+        file.write("half a li")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT)
+    assert killed.returncode == -9, killed.stderr
+    running = [run for run in all_runs(tracking_uri(tmp_path)) if run.info.status == "RUNNING"]
+    assert "search" in {run.info.run_name for run in running}
+    with tracked_stage("finetune", default_params, "data", tmp_path):
+        wait_until(lambda: len(list((tmp_path / "spool").iterdir())) == 1)
+    status = {run.info.run_name: run.info.status for run in all_runs(tracking_uri(tmp_path))}
+    identity = pipeline_id(default_params, "data")
+    assert status == {
+        f"pipeline {identity[:8]}": "FINISHED",
+        "search": "KILLED",
+        "first": "FINISHED",
+        "second": "FINISHED",
+        "finetune": "FINISHED",
+    }
+    assert len(all_runs(tracking_uri(tmp_path))) == 5
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_pipeline_is_told_from_another_by_params_and_data_but_not_by_the_machine(

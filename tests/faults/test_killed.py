@@ -1,0 +1,284 @@
+"""Processes that are killed, stopped or alone no more: nothing that had finished is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.faults.campaign import FULL, Place, Reference, Row, tracked, whole_campaign
+
+Injected = Callable[..., Row]
+
+KILLS = 20 if FULL else 2
+START = 6.0
+"""Seconds that a search takes until it trains; a kill before is a kill of nothing."""
+
+
+@pytest.mark.timeout(1800)
+def test_kill_9_at_random_moments_of_a_search(
+    place: Place, reference: Reference, injected: Injected
+) -> None:
+    row = injected("kill -9 of a search at a random moment", KILLS)
+    draw = random.Random(0)  # noqa: S311
+    kills = completed = 0
+    while kills < KILLS:
+        before = place.known()
+        run = place.search()
+        moment = draw.uniform(START, max(2 * START, reference.seconds))
+        while time.monotonic() < run.begun + moment and run.process.poll() is None:
+            before = max(before, place.known())
+            time.sleep(0.02)
+        if run.process.poll() is None:
+            run.kill()
+            run.wait()
+            kills += 1
+            row.lost += max(0, before - place.known())
+            with sqlite3.connect(place.home / "evaluations.sqlite") as database:
+                assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        else:  # it came to its end before: compare, and begin anew
+            assert run.process.returncode == 0, run.output
+            assert place.results() == reference.results
+            completed += 1
+            for file in place.home.glob("evaluations.sqlite*"):
+                file.unlink()
+        row.survived = kills
+    run = place.search()
+    row.survived = 0
+    assert run.wait() == 0, run.output
+    assert place.results() == reference.results, "byte for byte"
+    assert place.known() == reference.known
+    assert not list(place.out.glob(".*")), "nothing half-written is left"
+    row.survived = kills
+    assert row.lost == 0
+    _all_closed(place)
+
+
+def _all_closed(place: Place) -> None:
+    place.finish("sync")
+    status = {name: status for name, status, *_ in tracked(f"sqlite:///{place.home}/mlflow.db")}
+    assert "RUNNING" not in status.values()
+    assert not list((place.home / "spool").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "Interrupted"),
+        pytest.param(signal.SIGTERM, 143, "Terminated", marks=whole_campaign),
+    ],
+)
+def test_a_signal_stops_it_within_seconds_and_it_goes_on(
+    place: Place, reference: Reference, injected: Injected, number: int, code: int, word: str
+) -> None:
+    row = injected(f"{signal.Signals(number).name} in the middle of a search")
+    run = place.search()
+    place.wait_for(3, run)
+    workers = run.workers()
+    assert workers
+    begun = time.monotonic()
+    os.killpg(run.process.pid, number)  # as Ctrl-C in a terminal does
+    assert run.wait() == code, run.output
+    assert time.monotonic() - begun < 20, "PATIENCE allows five seconds, the machine may be busy"
+    assert f"{word}. What had finished is kept: run the same command again" in run.output
+    assert "Traceback" not in run.output
+    assert not [one for one in workers if Path(f"/proc/{one}").exists()], "a worker is left"
+    known = place.known()
+    run = place.search()
+    assert run.wait() == 0, run.output
+    assert place.results() == reference.results
+    row.lost = max(0, 3 - known)
+    status = [s for name, s, *_ in tracked(f"sqlite:///{place.home}/mlflow.db") if name == "search"]
+    assert sorted(status) == ["FINISHED", "KILLED"]
+    row.survived = 1
+
+
+def test_a_killed_worker_costs_one_attempt_and_changes_nothing(
+    place: Place, reference: Reference, injected: Injected
+) -> None:
+    row = injected("kill -9 of a worker process", 2)
+    run = place.search()
+    for known in (2, 6):
+        place.wait_for(known, run)
+        os.kill(run.workers()[0], signal.SIGKILL)
+    assert run.wait() == 0, run.output
+    assert place.results() == reference.results
+    with sqlite3.connect(place.home / "evaluations.sqlite") as database:
+        reasons = [reason for (reason,) in database.execute("SELECT reason FROM attempts")]
+    # A worker that was killed between two runs has cost nothing.
+    assert len(reasons) <= 2
+    assert set(reasons) <= {"its worker process died (SIGKILL, perhaps for want of memory)"}
+    assert run.output.count("Tried again: ") == len(reasons)
+    row.survived = 2
+
+
+@whole_campaign
+def test_a_run_that_loses_every_worker_stops_the_search_with_the_reason(
+    place: Place, reference: Reference, injected: Injected
+) -> None:
+    row = injected("kill -9 of every worker, again and again")
+    run = place.search()
+    place.wait_for(2, run)
+    known = place.known()
+    while run.process.poll() is None:
+        for worker in run.workers():
+            os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)
+    assert run.process.returncode == 1
+    assert "a training run was lost 3 times" in run.output
+    row.lost = max(0, known - place.known())
+    run = place.search()
+    assert run.wait() == 0, run.output
+    assert place.results() == reference.results
+    row.survived = 1
+
+
+@whole_campaign
+def test_two_searches_at_once_on_one_home(
+    place: Place, reference: Reference, injected: Injected, tmp_path: Path
+) -> None:
+    row = injected("two searches at once on one home")
+    other = Place(place.folder, tmp_path / "other")
+    runs = place.search(), other.search(home=place.home)
+    for run in runs:
+        assert run.wait() == 0, run.output
+    assert place.results() == other.results() == reference.results
+    assert place.known() == reference.known
+    _all_closed(place)
+    names = [name for name, *_ in tracked(f"sqlite:///{place.home}/mlflow.db")]
+    assert names.count("search") == 2
+    assert sum(name.startswith("pipeline") for name in names) == 1
+    row.survived = 1
+
+
+class Stages:
+    """All later stages in a place, and what they write."""
+
+    def __init__(self, place: Place, best_plan: bytes) -> None:
+        self.place, self.out = place, place.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "best_plan.json").write_bytes(best_plan)
+
+    def words(self, stage: str) -> list[str]:
+        """The stage's options, all in ``out``."""
+        files = {
+            "prepare": {"out": "prepared"},
+            "finetune": {
+                "best-plan": "best_plan.json",
+                "model": "model.safetensors",
+                "baseline": "baseline.safetensors",
+                "seeds": "seeds",
+                "curves": "curves.csv",
+                "metrics": "finetune.json",
+            },
+            "evaluate": {
+                "model": "model.safetensors",
+                "baseline": "baseline.safetensors",
+                "seeds": "seeds",
+                "metrics": "evaluate.json",
+                "predictions": "predictions.csv",
+                "confusion": "confusion.csv",
+                "classes": "classes.csv",
+            },
+            "export": {
+                "model": "model.safetensors",
+                "onnx": "model.onnx",
+                "labels": "labels.json",
+                "verification": "verification.json",
+            },
+        }[stage]
+        return [word for k, v in files.items() for word in (f"--{k}", str(self.out / v))]
+
+    def written(self) -> dict[str, bytes]:
+        """Every file but the commands' own output; hidden ones too."""
+        return {
+            str(file.relative_to(self.out)): file.read_bytes()
+            for file in sorted(self.out.rglob("*"))
+            if file.is_file() and file.suffix != ".log"
+        }
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "finetune",
+        *(pytest.param(s, marks=whole_campaign) for s in ("prepare", "evaluate", "export")),
+    ],
+)
+def test_kill_9_of_another_stage_leaves_nothing_half_written(
+    place: Place, reference: Reference, injected: Injected, stage: str, tmp_path: Path
+) -> None:
+    times = 3 if FULL else 1
+    row = injected(f"kill -9 of {stage} at a random moment", times)
+    best_plan = reference.results["best_plan.json"]
+    whole = Stages(Place(place.folder, tmp_path / "whole"), best_plan)
+    again = Stages(place, best_plan)
+    before = ("prepare",) if stage == "prepare" else ("finetune", "evaluate", "export")
+    for earlier in before[: before.index(stage)]:
+        whole.place.finish(earlier, *whole.words(earlier))
+        again.place.finish(earlier, *again.words(earlier))
+    begun = time.monotonic()
+    whole.place.finish(stage, *whole.words(stage))
+    seconds = time.monotonic() - begun
+    expected = whole.written()
+    draw = random.Random(stage)  # noqa: S311
+    for _ in range(times):
+        run = again.place.start(stage, *again.words(stage))
+        time.sleep(draw.uniform(0.4, 0.95) * seconds)
+        run.kill()
+        run.wait()
+        for name, content in again.written().items():
+            if not Path(name).name.startswith(".") and not name.startswith("."):
+                assert content == expected[name], f"{name} is neither whole nor absent"
+    again.place.finish(stage, *again.words(stage))
+    assert again.written() == expected, "the same files, byte for byte, and none beside them"
+    row.survived = times
+
+
+def test_finetune_goes_on_from_its_last_finished_epoch(
+    place: Place, reference: Reference, injected: Injected, tmp_path: Path
+) -> None:
+    row = injected("kill -9 of finetune after some epochs")
+    best_plan = reference.results["best_plan.json"]
+    whole = Stages(Place(place.folder, tmp_path / "whole"), best_plan)
+    again = Stages(place, best_plan)
+    whole.place.finish("finetune", *whole.words("finetune"))
+    run = again.place.start("finetune", *again.words("finetune"))
+    while not list(place.home.glob("finetune/*.progress")):
+        assert run.process.poll() is None, run.output
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    (kept, *_) = place.home.glob("finetune/*.progress")
+    # Were the run done anew, what is put into its progress could not come out again.
+    marked = _with_marked_scores(kept)
+    again.place.finish("finetune", *again.words("finetune"))
+    assert marked in (again.out / "curves.csv").read_text(), (
+        "it went on from the epoch that was kept"
+    )
+    assert not list(place.home.glob("finetune/*")), "and keeps nothing that nobody needs"
+    written, expected = (load_file(one.out / "model.safetensors") for one in (again, whole))
+    assert written.keys() == expected.keys()
+    assert json.loads((again.out / "finetune.json").read_text()).keys()
+    row.survived = 1
+
+
+def _with_marked_scores(file: Path) -> str:
+    from biotune.finetuning.progress import Progress, ProgressFile
+
+    progress = ProgressFile(file, file.stem)
+    known = progress.read()
+    assert known is not None
+    progress.write(
+        Progress(known.tensors, {**known.notes, "losses": [123.4567, *known.notes["losses"][1:]]})
+    )
+    return "123.4567"
