@@ -206,18 +206,13 @@ class Stages:
         }
 
 
+@whole_campaign
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "finetune",
-        *(pytest.param(s, marks=whole_campaign) for s in ("prepare", "evaluate", "export")),
-    ],
-)
+@pytest.mark.parametrize("stage", ["prepare", "finetune", "evaluate", "export"])
 def test_kill_9_of_another_stage_leaves_nothing_half_written(
     place: Place, reference: Reference, injected: Injected, stage: str, tmp_path: Path
 ) -> None:
-    times = 3 if FULL else 1
+    times = 3
     row = injected(f"kill -9 of {stage} at a random moment", times)
     best_plan = reference.results["best_plan.json"]
     whole = Stages(Place(place.folder, tmp_path / "whole"), best_plan)
