@@ -101,7 +101,7 @@ def test_weights_that_make_every_run_diverge_are_no_score(
     weights = tmp_path / "weights.safetensors"
     tensors = build_backbone("efficientnet_lite0", "imagenet", 10).network.state_dict()
     tensors["blocks.6.0.conv_pw.weight"][0] = float("nan")
-    save_file(tensors, weights)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, weights)
     params = write_tiny_params(tmp_path / "my.yaml", model__weights=str(weights))
     run = place.search(params=params)
     assert run.wait() == 1, run.output
