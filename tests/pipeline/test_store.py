@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
+from pipeline.errors import PipelineError
 from pipeline.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import curve, task
 
@@ -145,3 +148,101 @@ def test_a_shorter_run_never_takes_the_place_of_a_longer(store) -> None:
     store.put(task(), curve(0.8))
     store.put(task(), stopped(0.3, 0.5, 0.6))
     assert store.get(task()) == curve(0.8)
+
+
+def damage(tmp_path: Path, sql: str, *values: object) -> None:
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        assert database.execute(sql, values).rowcount == 1
+
+
+@pytest.mark.parametrize("content", [b"{}", b"\xff\xfe", b""])
+def test_a_damaged_entry_is_said_and_not_known_until_it_is_trained_again(
+    tmp_path: Path, store: EvaluationStore, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    store.put(task(), curve(0.5))
+    store.put(task(seed=1), curve(0.6))
+    damage(tmp_path, "UPDATE curves SET curve = ? WHERE key = ?", content, store.key(task()))
+    assert store.get(task()) is None
+    assert "an entry is damaged (its checksum differs): it is trained again" in caplog.text
+    assert store.get(task(seed=1)) == curve(0.6)
+    store.put(task(), curve(0.5))
+    assert store.get(task()) == curve(0.5)
+
+
+def test_an_entry_in_anothers_place_is_damaged_too(tmp_path: Path, store: EvaluationStore) -> None:
+    store.put(task(), curve(0.5))
+    damage(tmp_path, "UPDATE curves SET key = ?", store.key(task(seed=1)))
+    assert store.get(task(seed=1)) is None
+
+
+def test_a_store_without_checksums_is_read_and_given_them(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path, INPUTS)
+    store.put(task(), curve(0.5))
+    store.close()
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        database.execute("ALTER TABLE curves DROP COLUMN checksum")
+        database.execute("UPDATE curves SET curve = CAST(curve AS TEXT)")
+    for _ in range(2):
+        store = EvaluationStore(tmp_path, INPUTS)
+        assert store.get(task()) == curve(0.5)
+        store.close()
+
+
+@pytest.mark.parametrize("content", [b"no database at all, and not for a while" * 100, None])
+def test_a_file_that_is_no_store_is_an_error_that_says_what_to_do(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is None:
+        (tmp_path / "evaluations.sqlite").mkdir()
+    else:
+        (tmp_path / "evaluations.sqlite").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"evaluations\.sqlite cannot be used"):
+        EvaluationStore(tmp_path, INPUTS)
+
+
+def test_attempts_are_kept_and_are_no_scores(tmp_path: Path, store: EvaluationStore) -> None:
+    store.add_attempt(task(), "its worker process died")
+    assert store.get(task()) is None
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        ((described, reason),) = database.execute("SELECT task, reason FROM attempts").fetchall()
+    assert json.loads(described)["seed"] == 0
+    assert reason == "its worker process died"
+
+
+def test_several_processes_may_open_and_write_one_store_at_once(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from tests.pipeline.trainings import curve, task
+from tests.pipeline.test_store import INPUTS
+from pipeline.store import EvaluationStore
+print(flush=True)
+sys.stdin.readline()
+store = EvaluationStore(Path({str(tmp_path)!r}), INPUTS)
+for seed in range(20):
+    store.put(task(seed=seed), curve(seed / 100))
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
+        for _ in range(3)
+    ]
+    for one in started:
+        one.stdout.readline()  # all are ready
+    for one in started:
+        one.stdin.write("\n")
+        one.stdin.flush()
+    for one in started:
+        _, errors = one.communicate(timeout=60)
+        assert one.returncode == 0, errors
+    store = EvaluationStore(tmp_path, INPUTS)
+    assert [store.get(task(seed=seed)) for seed in range(20)] == [curve(s / 100) for s in range(20)]
+
+
+def test_a_run_that_diverged_is_stopped_by_thresholds_that_it_missed_before(store) -> None:
+    store.put(task(), replace(stopped(0.3, 0.5), outcome="diverged"))
+    assert store.get(task()).outcome == "diverged"
+    assert store.get(raced(0.2, 0.4)).outcome == "diverged"
+    earlier = store.get(raced(0.2, 0.6))
+    assert (earlier.outcome, earlier.validation_score) == ("stopped", (0.3, 0.5))
+    assert store.get(raced(0.4)).validation_score == (0.3,)

@@ -145,8 +145,9 @@ class Activations:
 class FailingFit:
     """Runs out of memory this many times, then succeeds."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, error: Exception | None = None) -> None:
         self.left, self.calls = failures, 0
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
         self.held: list[weakref.ref[Activations]] = []
 
     def __call__(self, *args, **options) -> FitResult:
@@ -155,7 +156,7 @@ class FailingFit:
         self.held.append(weakref.ref(activations))
         if self.left:
             self.left -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise type(self.error)(*self.error.args)  # anew: an exception holds its traceback
         return FitResult(curve((0.5,), (0.5,)), None)
 
 
@@ -171,7 +172,24 @@ def test_a_run_without_memory_is_tried_once_more_and_then_infeasible(
     result = trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS))
     assert fit.calls == calls
     assert result.curve.outcome == outcome
+    assert result.out_of_memory == ("CUDA out of memory",) * failures
     assert evaluate([result.curve]).outcome == outcome
+
+
+def no_memory() -> Exception:
+    """What torch really says on a CPU when there is none."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60)
+    return raised.value
+
+
+@pytest.mark.parametrize("error", [no_memory(), MemoryError()], ids=["torch on a CPU", "Python"])
+def test_no_memory_on_a_cpu_is_infeasible_too(trainer, monkeypatch, error):
+    monkeypatch.setattr(fitness, "fit", FailingFit(2, error))
+    result = trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS))
+    assert result.curve.outcome == "infeasible"
+    assert len(result.out_of_memory) == 2
+    assert all(result.out_of_memory)
 
 
 def test_caches_are_emptied_when_the_failed_run_holds_nothing_any_more(trainer, monkeypatch):
