@@ -24,19 +24,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Nothing in the file is ever executed (``weights_only=True``).
 
     Raises:
-        WeightsError: if there is no such file, or it holds anything but named tensors.
+        WeightsError: if there is no such file, or it holds anything but named tensors of numbers.
     """
     _check_exists(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any other file may be any pickle, and fail in any way
         # Not torch's own words: they advise to load the file without weights_only.
         raise _not_a_state_dict(path, f"reading it gave a {type(error).__name__}") from error
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise _not_a_state_dict(path, f"it holds a {type(loaded).__name__}")
-    return loaded
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(
+                f"model.weights: {path}: {name} holds values that are no numbers or infinite, as a "
+                "training that diverged leaves them. Take an earlier checkpoint."
+            )
+    return dict(loaded)
 
 
 def file_identity(path: Path) -> str:

@@ -200,3 +200,13 @@ def test_a_malicious_file_in_the_cache_is_not_executed(tmp_path, cache):
     with pytest.raises(WeightsError):
         torchvision_state_dict(enum_of("http://127.0.0.1:9/tiny-12345678.pth"))
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value, suffix):
+    file = tmp_path / f"diverged{suffix}"
+    tensors = {"fine": torch.ones(2), "broken": torch.tensor([1.0, value])}
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+    with pytest.raises(WeightsError, match="broken holds values that are no numbers"):
+        read_state_dict(file)
