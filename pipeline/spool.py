@@ -83,20 +83,22 @@ class Spool:
         except OSError as error:
             if self._file.exists():
                 os.truncate(self._file, size)
-            raise OSError(
-                error.errno,
-                f"what is tracked cannot be kept ({error.strerror}): make sure that the folder can "
-                "be written and has free space, and run again",
-                str(self._file),
-            ) from error
+            raise _cannot_keep(error, self._file) from error
         self.written += 1
 
     def keep_file(self, file: Path) -> str:
-        """Copy a file, which may be changed before it is sent; the copy's place in the spool."""
-        place = f"files/{self.written}"
-        (self.folder / place).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, self.folder / place / file.name)
-        return f"{place}/{file.name}"
+        """Copy a file, which may be changed before it is sent; the copy's place in the spool.
+
+        Raises:
+            OSError: if either cannot be read or written.
+        """
+        place = f"files/{self.written}/{file.name}"
+        try:
+            (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, self.folder / place)
+        except OSError as error:
+            raise _cannot_keep(error, self.folder / place) from error
+        return place
 
     def next_record(self) -> Record | None:
         """The record after the last that this gave; None while there is no more."""
@@ -267,6 +269,15 @@ def _parse(number: int, line: bytes) -> Record:
     except ValueError:  # no UTF-8
         pass
     return Record(number, "damaged", 0, {})
+
+
+def _cannot_keep(error: OSError, file: Path) -> OSError:
+    return OSError(
+        error.errno,
+        f"what is tracked cannot be kept ({error.strerror}): make sure that the folder can be "
+        "written and has free space, and run again",
+        str(file),
+    )
 
 
 def _checksum(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -113,6 +114,9 @@ class Worker:
         try:
             answer: Answer = self.connection.recv()
         except (EOFError, OSError):
+            if self._process is not None:
+                self._process.join(timeout=10)  # its own end says more than ours would
+                self._process.kill()
             code = self._end()
             return Answer(lost=f"its worker process died ({_described(code)})")
         return answer
@@ -175,7 +179,10 @@ def _work(setup: TrainerSetup, connection: Connection) -> None:
         except Exception as error:
             error.add_note(traceback.format_exc())
             answer = _answer_of(error, setup.compute.device)
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except (TypeError, AttributeError, PicklingError):  # of an error that cannot travel
+            connection.send(Answer(error=RuntimeError(str(answer.error))))
         if answer.lost is not None:
             return  # nothing more can be computed in this process
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pipeline.outputs import read_json, write_csv, write_json, written_beside
+from pipeline.outputs import read_json, write_csv, write_json, write_text, written_beside
 
 
 def test_a_file_appears_whole_with_the_folders_on_the_way(tmp_path: Path) -> None:
@@ -49,3 +52,34 @@ def test_a_missing_or_damaged_file_names_the_stage_that_writes_it(tmp_path: Path
     (tmp_path / "a.json").write_text('{"half')
     with pytest.raises(ValueError, match=r"a\.json is damaged .* run the search stage again"):
         read_json(tmp_path / "a.json", made_by="search")
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    (dead := subprocess.Popen(["true"])).wait()
+    left = tmp_path / f".plan.{dead.pid}.json"
+    others = [
+        tmp_path / f".plan.{os.getppid()}.json",  # of a process that is there
+        tmp_path / f".plan.{dead.pid}.csv",
+        tmp_path / ".plan.old.json",
+        tmp_path / f".plans.{dead.pid}.json",
+    ]
+    for file in (left, *others):
+        file.touch()
+    write_text(tmp_path / "plan.json", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "plan.json"])
+
+
+def test_a_full_disk_names_the_output_and_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "plan.json", "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"plan\.json cannot be written: the disk is full; free space"
+    ):
+        write_text(tmp_path / "plan.json", "new")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
