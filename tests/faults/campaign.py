@@ -73,6 +73,11 @@ class Run:
         return found
 
 
+def _as_in_a_terminal() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder with prepared images and params, and a home of its own."""
@@ -98,6 +103,7 @@ class Place:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
+                preexec_fn=_as_in_a_terminal,
             )
         return Run(process, log)
 
