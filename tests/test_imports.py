@@ -15,6 +15,8 @@ ALLOWED = {
     "biotune.data": set[str](),
     "biotune.finetuning": {"biotune.plan", "biotune.data"},
     "biotune.deployment": {"biotune.plan", "biotune.data", "biotune.finetuning"},
+    "biotune.serving": {"biotune.data", "biotune.deployment"},
+    "biotune.commands": {"biotune.data", "biotune.deployment", "biotune.serving"},
     "pipeline": {
         "biotune.plan",
         "biotune.evolution",

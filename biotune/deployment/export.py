@@ -85,6 +85,7 @@ def export_onnx(backbone: Backbone, card: ModelCard, path: Path) -> None:
             "plan": card.plan.to_json(),
             "backbone": card.backbone,
             "image_size": str(card.image_size),
+            "input": json.dumps({"background": "white"}),
         },
     )
     onnx.checker.check_model(model, full_check=True)
