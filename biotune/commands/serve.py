@@ -52,7 +52,7 @@ from biotune.commands.predict import device_option
 )
 @click.option(
     "--max-pixels",
-    default=40_000_000,
+    default=25_000_000,
     show_default=True,
     type=click.IntRange(min=1),
     help="Of one image, checked before decoding; larger ones are refused with 422.",

@@ -144,21 +144,24 @@ class Batcher:
 
     def _compute_all(self) -> None:
         while batch := self._next_batch():
-            try:
-                begin = time.perf_counter()
-                rows = self._predictor.probabilities([image.pixels for image in batch])
-                self._metrics.computed(len(batch), time.perf_counter() - begin)
-            except Exception as error:
-                logger.exception("the model failed on a batch of %d images", len(batch))
-                for image in batch:
-                    image.answer.set_exception(error)
-            else:
-                for image, row in zip(batch, rows, strict=True):
-                    image.answer.set_result(row)
+            self._compute(batch)
+            del batch  # not to be held while this thread waits for the next
             with self._changed:
                 self._computing = 0
                 self._changed.notify_all()
-            del batch
+
+    def _compute(self, batch: list[_Image]) -> None:
+        begin = time.perf_counter()
+        try:
+            rows = self._predictor.probabilities([image.pixels for image in batch])
+        except Exception as error:
+            logger.exception("the model failed on a batch of %d images", len(batch))
+            for image in batch:
+                image.answer.set_exception(error)
+            return
+        self._metrics.computed(len(batch), time.perf_counter() - begin)
+        for image, row in zip(batch, rows, strict=True):
+            image.answer.set_result(row)
 
     def _next_batch(self) -> list[_Image]:
         with self._changed:

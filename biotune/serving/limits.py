@@ -14,6 +14,9 @@ BODIES_IN_MEMORY: Final = 8
 class Limits:
     """Limits of a server; each one has a status code of its own when it is passed.
 
+    At worst a server needs some 60 bytes of memory for each of ``max_pixels``, and for bodies
+    ``BODIES_IN_MEMORY`` times ``max_body``.
+
     Attributes:
         max_batch: images computed together, at least 1.
         max_wait: seconds that an image waits for others that are still being decoded.
@@ -29,7 +32,7 @@ class Limits:
     max_wait: float = 0.005
     queue: int = 512
     max_body: int = 32 * 2**20
-    max_pixels: int = 40_000_000
+    max_pixels: int = 25_000_000
     max_files: int = 64
     body_timeout: float = 30.0
     decoders: int = min(4, os.cpu_count() or 1)

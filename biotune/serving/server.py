@@ -14,6 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from biotune.serving.memory import return_freed_memory
+
 if TYPE_CHECKING:
     from biotune.serving.app import Service
 
@@ -97,6 +99,7 @@ def serve(app: FastAPI, host: str, port: int, drain: float) -> None:
     Raises:
         OSError: if it cannot listen there.
     """
+    return_freed_memory()
     config = uvicorn.Config(
         app,
         loop="asyncio",
