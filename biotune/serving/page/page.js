@@ -131,7 +131,7 @@ async function ask(files) {
     for (const file of files) form.append("files", file, file.name);
     let response;
     try {
-      response = await fetch("predict?top_k=5", { method: "POST", body: form });
+      response = await fetch("predict?top_k=3", { method: "POST", body: form });
     } catch {
       throw new Error("the server cannot be reached");
     }
