@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 import biotune
-from biotune.commands import predict
+from biotune.commands import predict, verify
 
-COMMANDS = (predict,)
+COMMANDS = (predict, verify)
 
 
 @click.group()
@@ -21,6 +21,7 @@ def main() -> None:
     \b
     Examples:
       biotune predict model.onnx photos/
+      biotune verify model.onnx
     """
 
 

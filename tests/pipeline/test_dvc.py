@@ -22,8 +22,10 @@ RECORDERS = {
     "pipeline.delivery",
     "pipeline.errors",
     "pipeline.home",
+    "pipeline.lineage",
     "pipeline.params",
     "pipeline.plots",
+    "pipeline.registry",
     "pipeline.spool",
     "pipeline.tracking",
 }
