@@ -58,9 +58,9 @@ def _introduction(facts: CardFacts) -> str:
     model = facts.model
     return (
         f"# Image classifier, {len(model.classes)} classes\n\n"
-        f"A {model.backbone} with ImageNet-style input at {model.image_size} px, fine-tuned by "
-        f"BioTune on the images of `{facts.images.source}`. It takes an image as uint8 RGB pixels "
-        "of any size and returns a probability for each class.\n\n"
+        f"The network {model.backbone} at {model.image_size} px, fine-tuned by BioTune on the "
+        f"images of `{facts.images.source}`. It takes an image as uint8 RGB pixels of any size and "
+        "returns a probability for each class.\n\n"
         f"Classes: {', '.join(_code(name) for name in model.classes)}\n\n"
         "## Intended use\n\n"
         "To tell these classes apart in images that come about as the training images did: the "
@@ -80,11 +80,12 @@ def _data(images: PreparedImages) -> str:
     smallest, largest = (
         "{} x {}".format(*images.original_sizes[w]) for w in ("smallest", "largest")
     )
+    sizes = f"all {smallest}" if smallest == largest else f"{smallest} to {largest}"
     rejected = len(images.rejected())
     left_out = f" {rejected} images were left out." if rejected else ""
     return (
         f"## Data\n\n{_table(['class', *SPLITS], rows)}\n\n"
-        f"They were {smallest} to {largest} pixels (width x height), and were stretched to "
+        f"They were {sizes} pixels (width x height), and were stretched to "
         f"{images.image_size} x {images.image_size}.{left_out} Nothing was chosen by the test "
         "images."
     )
@@ -145,7 +146,7 @@ def _files(verified: Mapping[str, Any]) -> str:
     rows = []
     for name, file in {"fp32": MODEL_FILE, **VARIANT_FILES}.items():
         found = verified if name == "fp32" else verified[name]
-        if "batch_1" not in found:
+        if not found.get("kept", True):
             rows.append((_code(file), f"not written: {found['reason']}", "", ""))
             continue
         agreements = [found[key] for key in found if key.startswith("batch_")]

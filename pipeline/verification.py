@@ -23,6 +23,9 @@ from pipeline.errors import PipelineError
 BATCH_SIZES: Final = (1, 2, 32)
 """One image at a time as a service would ask, the smallest batch, and many as a batch job would."""
 
+FP16_BATCH_SIZES: Final = (32,)
+"""ONNX Runtime's CPU provider is slow in 16-bit floats."""
+
 SCALES: Final = (0.5, 2.0)
 """Other sizes at which test images are asked about, relative to their own."""
 
@@ -111,14 +114,14 @@ def ask(
         on_image: called with the number of images that were done, for a progress bar.
     """
     found: dict[str, dict[int, list[NDArray[np.float32]]]] = {
-        name: {size: [] for size in BATCH_SIZES} for name in predictors
+        name: {size: [] for size in batch_sizes(name)} for name in predictors
     }
     digests = []
     for window in _windows(len(originals), max(BATCH_SIZES)):
         loaded = [originals.load(index) for index in window]
         digests += [originals.digest(i, image) for i, image in zip(window, loaded, strict=True)]
         for name, predictor in predictors.items():
-            for size in BATCH_SIZES:
+            for size in batch_sizes(name):
                 found[name][size] += [
                     predictor.probabilities(loaded[begin : begin + size])
                     for begin in range(0, len(loaded), size)
@@ -130,6 +133,11 @@ def ask(
     }
     digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
     return Answers(joined, digest)
+
+
+def batch_sizes(variant: str) -> tuple[int, ...]:
+    """The sizes that a form of the model (``fp32``, ``int8``, ``fp16``) is asked in."""
+    return FP16_BATCH_SIZES if variant == "fp16" else BATCH_SIZES
 
 
 def agreement_at_scale(
