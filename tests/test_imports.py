@@ -16,7 +16,7 @@ ALLOWED = {
     "biotune.finetuning": {"biotune.plan", "biotune.data"},
     "biotune.deployment": {"biotune.plan", "biotune.data", "biotune.finetuning"},
     "biotune.serving": {"biotune.data", "biotune.deployment"},
-    "biotune.commands": {"biotune.data", "biotune.deployment", "biotune.serving"},
+    "biotune.commands": {"biotune", "biotune.data", "biotune.deployment", "biotune.serving"},
     "pipeline": {
         "biotune.plan",
         "biotune.evolution",

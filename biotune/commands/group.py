@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 import biotune
-from biotune.commands import predict, verify
+from biotune.commands import predict, serve, verify
 
-COMMANDS = (predict, verify)
+COMMANDS = (predict, verify, serve)
 
 
 @click.group()
@@ -22,6 +22,7 @@ def main() -> None:
     Examples:
       biotune predict model.onnx photos/
       biotune verify model.onnx
+      biotune serve model.onnx
     """
 
 

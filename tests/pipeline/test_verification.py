@@ -1,4 +1,4 @@
-"""The proof on the original test images: of all of them, at every batch size, and never of nothing."""
+"""The proof on the original test images: on all of them, at every batch size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from tests.exported import Exported
 
 from biotune.data import DigitsSource, PreparedImages, UnusableImageError
 from biotune.deployment.predictor import Predictor
@@ -21,6 +20,7 @@ from pipeline.verification import (
     sample_images,
     thumbnail,
 )
+from tests.exported import Exported
 
 
 @dataclass

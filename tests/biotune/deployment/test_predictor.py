@@ -147,7 +147,7 @@ def test_files_that_are_no_model_of_ours_are_refused_with_what_to_do(exported, t
 
 
 def test_a_device_that_is_not_there_is_said_and_not_replaced(exported):
-    with pytest.raises(ValueError, match="has no CUDA .* or choose the device cpu"):
+    with pytest.raises(ValueError, match=r"has no CUDA .* or choose the device cpu"):
         Predictor(exported.path, device="cuda")
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
         Predictor(exported.path, device="tpu")
@@ -171,7 +171,7 @@ def test_folders_globs_and_standard_input_are_found(tmp_path):
     with pytest.raises(ValueError, match=r"nothing matches '.*\*\.gif'"):
         find_images((str(tmp_path / "*.gif"),), io.BytesIO())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no image in the folder .*empty"):
+    with pytest.raises(ValueError, match=r"no image in the folder .*empty"):
         find_images((str(tmp_path / "empty"),), io.BytesIO())
 
 
