@@ -55,9 +55,7 @@ def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Deco
 class StageCommand(Command):
     """A command that can be run again to go on from where it was stopped."""
 
-    after_a_signal = (
-        "What had finished is kept: run the same command again to go on from there."
-    )
+    after_a_signal = "What had finished is kept: run the same command again to go on from there."
 
     def foreseen(self) -> tuple[type[Exception], ...]:
         """The library's, and the pipeline's own."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 import biotune
-from biotune.commands import predict, serve
+from biotune.commands import predict, serve, verify
 
-COMMANDS = (predict, serve)
+COMMANDS = (predict, verify, serve)
 
 
 @click.group()
@@ -21,6 +21,7 @@ def main() -> None:
     \b
     Examples:
       biotune predict model.onnx photos/
+      biotune verify model.onnx
       biotune serve model.onnx
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glob import glob, has_magic
+from glob import glob, has_magic  # Path.glob takes no absolute patterns
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +32,7 @@ def find_images(paths: tuple[str, ...], stdin: BinaryIO) -> list[Path | tuple[st
         elif Path(path).is_dir():
             found += _images_below(Path(path))
         elif has_magic(path) and not Path(path).exists():
-            matched = [Path(one) for one in sorted(glob(path, recursive=True))]
+            matched = [Path(one) for one in sorted(glob(path, recursive=True))]  # noqa: PTH207
             files = [one for one in matched if not one.is_dir()]
             if not files:
                 raise ValueError(f"nothing matches {path!r}")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from biotune.data.decoding import UnusableImageError, decode, decode_bytes
 
 DEVICES: Final = ("auto", "cpu", "cuda")
+"""What may compute: ``auto`` is CUDA where ONNX Runtime has it."""
 
-_TEXTS: Final = {"backbone", "weights", "format"}
+_TEXTS: Final = {"backbone", "name", "format", "precision"}
 """Entries of a model's metadata that are not JSON."""
 
 _MANY_PIXELS: Final = 2**22
@@ -114,9 +115,7 @@ class Predictor:
             (found[indices],) = self._session.run(["probabilities"], {"image": batch}, options)
         return found
 
-    def decode(
-        self, image: Path | bytes, max_pixels: int | None = None
-    ) -> NDArray[np.uint8]:
+    def decode(self, image: Path | bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
         """An image file, or its content, as the pixels that training would have seen.
 
         Args:
@@ -179,9 +178,7 @@ class Predictor:
         return answers
 
 
-def read_metadata(
-    model: Path, session: onnxruntime.InferenceSession
-) -> Mapping[str, Any]:
+def read_metadata(model: Path, session: onnxruntime.InferenceSession) -> Mapping[str, Any]:
     """What an exported model says of itself.
 
     Raises:

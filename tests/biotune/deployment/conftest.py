@@ -1,4 +1,4 @@
-"""One export for all tests of this room: it takes seconds."""
+"""Tests of this room compute on one thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.exported import Exported, export_digits
-
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
@@ -16,8 +14,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export_digits(tmp_path_factory.mktemp("exported"))

@@ -12,13 +12,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from biotune.deployment.predictor import Prediction, Predictor
-from tests.exported import export_digits
+from tests.exported import Exported
 from tests.serve_process import ServeProcess
 
 
 @pytest.fixture(scope="session")
-def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_digits(tmp_path_factory.mktemp("served")).path
+def served_model(exported: Exported) -> Path:
+    return exported.path
 
 
 @pytest.fixture(scope="session")
