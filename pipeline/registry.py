@@ -63,6 +63,7 @@ def write_mlflow_model(onnx_file: Path, folder: Path, example: NDArray[np.uint8]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, of the type hints of a class of its own
         import mlflow.onnx
+        import mlflow.pyfunc.model  # which the other would import when it is used
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
