@@ -70,7 +70,7 @@ def test_fp16_gives_nearly_the_same_answers_from_half_the_bytes(exported, tmp_pa
     assert 0 < agreement.largest_difference < 0.1
     assert out.stat().st_size < 0.55 * exported.path.stat().st_size
     raw = [np.full((20, 30, 3), 200, np.uint8)]  # another size: the resize is in 32-bit floats
-    assert np.allclose(Predictor(out, device="cpu").probabilities(raw).sum(), 1, atol=1e-5)
+    assert np.allclose(Predictor(out, device="cpu").probabilities(raw).sum(), 1, atol=1e-3)
 
 
 def test_both_say_what_the_model_said_and_their_precision(exported, int8, tmp_path):
