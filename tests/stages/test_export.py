@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,12 @@ def test_mlflow_serves_the_champion(pipeline: Pipeline) -> None:
         *(sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/biotune@champion"),
         *("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)),
     ]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PYTHONWARNINGS": "default"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # for uvicorn
+        "MLFLOW_TRACKING_URI": store,
+        "PYTHONWARNINGS": "default",
+    }
     log = pipeline.folder / "models-serve.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
@@ -282,7 +288,8 @@ def test_mlflow_serves_the_champion(pipeline: Pipeline) -> None:
             (found,) = json.load(answer)["predictions"]["probabilities"]
         assert np.abs(np.array(found) - expected).max() < 1e-5
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
