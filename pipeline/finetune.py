@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
+from biotune.files import put_folder, scratch_beside
 from biotune.finetuning.backbones import Backbone, build_backbone, weights_identity
 from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
@@ -28,7 +28,6 @@ from pipeline.outputs import (
     check_writable,
     csv_text,
     read_json,
-    remove_leftovers,
     write_csv,
     write_json,
     written_beside,
@@ -126,7 +125,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
-        _scratch_folder(files.seeds) as scratch,
+        scratch_beside(files.seeds, alone=True) as scratch,
         WorkerPool(setup, workers, attempts.append) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
@@ -138,9 +137,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         winner, recipe = _sorted_by_plan(plans, planned, curves)
         _keep(winner, files.model, images, backbone)
         _keep(recipe, files.baseline, images, backbone)
-        if files.seeds.exists():
-            files.seeds.rename(scratch / "old")
-        trained.rename(files.seeds)
+        put_folder(trained, files.seeds, scratch / "old")
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
         metrics = _metrics(both)
@@ -196,19 +193,6 @@ def _check_replaceable(seeds: Path) -> None:
             f"{seeds} exists and holds something else than weights: choose another folder, or move "
             "it away"
         )
-
-
-@contextmanager
-def _scratch_folder(beside: Path) -> Iterator[Path]:
-    """An empty folder beside another, removed at the end; a killed stage's is removed now."""
-    begin = f".{beside.name}-"
-    remove_leftovers(beside.parent, begin)
-    scratch = beside.with_name(f"{begin}{os.getpid()}")
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _planned(
