@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from filelock import FileLock
 
+from pipeline.database import database_lock, make_database
 from pipeline.errors import PipelineError
 from pipeline.registry import register
 from pipeline.spool import Record, Spool
@@ -132,12 +131,11 @@ class Delivery:
     def _start(self, record: Record) -> tuple[MlflowClient, str, str]:
         from mlflow import MlflowClient
 
-        for chatty in ("alembic", "mlflow.store.db.utils"):  # hundreds of lines for a new database
-            logging.getLogger(chatty).setLevel(logging.WARNING)
         content = record.content
-        client = MlflowClient(self._uri)
         # Two stages that start at once must not both make the experiment, or their pipeline's run.
         with self._lock():
+            make_database(self._uri)
+            client = MlflowClient(self._uri)
             experiment = self._experiment(client, content["experiment"])
             parent = _pipeline_run(client, experiment, content["pipeline"], content["tags"])
         tags = {
@@ -183,8 +181,7 @@ class Delivery:
         return str(made.info.run_id)
 
     def _lock(self) -> FileLock:
-        destination = hashlib.sha256(self._uri.encode()).hexdigest()[:8]
-        return FileLock(self._home / f"mlflow-{destination}.lock")
+        return database_lock(self._home, self._uri)
 
     def _key(self, record: Record) -> str:
         return f"{self.spool.name}/{record.number}"

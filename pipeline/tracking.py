@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.database import own_database
 from pipeline.delivery import Delivery
 from pipeline.lineage import origin_tags
 from pipeline.params import Params
@@ -292,7 +293,7 @@ def _give_way() -> None:
 
 def tracking_uri(home: Path) -> str:
     """Where runs go."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_database(home)
 
 
 def pipeline_id(params: Params, fingerprint: str) -> str:

@@ -19,6 +19,7 @@ STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 # They check, record and show, and decide nothing of a result: params' values are tracked as such.
 RECORDERS = {
     "pipeline.console",
+    "pipeline.database",
     "pipeline.delivery",
     "pipeline.errors",
     "pipeline.home",

@@ -222,7 +222,7 @@ def test_a_second_one_of_the_same_folder_is_told_so_and_the_first_is_whole(tmp_p
         cwd=Path(biotune.__file__).parents[1],
     ) as first:
         first.stdout.readline()
-        with pytest.raises(BlockingIOError, match="another process is writing .*prepared at this"):
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*prepared at"):
             prepare(tmp_path / "prepared")
         first.communicate(b"\n" * 2000)
     assert first.returncode == 0
