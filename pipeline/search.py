@@ -66,7 +66,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("search", params, images.fingerprint, home) as tracked,
-        WorkerPool(setup, workers, lambda one: _note(one, attempts, store)) as pool,
+        WorkerPool(setup, workers, lambda one: _note(one, attempts, store), store.put) as pool,
         _Progress(params, sizes, tracked) as progress,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
