@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.reporting import describe_machine, markdown_table, one_line
 from pipeline import prepare, search, sync, tracking
 from pipeline.params import Params, load_params
+from pipeline.sender import Sender
 
 MODES = ("off", "own file", "dead server")
 DEAD = "http://127.0.0.1:9"
@@ -51,7 +52,7 @@ class Measured:
 
     def install(self) -> None:
         """Measure this process's tracking from now on."""
-        sender: Any = tracking._Sender
+        sender: Any = Sender
         run, finish = sender.run, sender.finish
 
         def timed_run(own: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
@@ -20,10 +20,18 @@ def own_database(home: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def destination(uri: str, home: Path) -> str:
+    """A store's name to be written down: no password, and the same when the home is moved."""
+    if uri == own_database(home):
+        return "mlflow.db of the home"
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def database_lock(home: Path, uri: str) -> FileLock:
     """What only one process of this home may do at a time in a store."""
-    destination = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    return FileLock(home / f"mlflow-{destination}.lock")
+    name = hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return FileLock(home / f"mlflow-{name}.lock")
 
 
 def make_database(uri: str) -> None:

@@ -24,9 +24,12 @@ RECORDERS = {
     "pipeline.errors",
     "pipeline.home",
     "pipeline.lineage",
+    "pipeline.mlflow_runs",
     "pipeline.params",
     "pipeline.plots",
+    "pipeline.records",
     "pipeline.registry",
+    "pipeline.sender",
     "pipeline.spool",
     "pipeline.tracking",
 }
