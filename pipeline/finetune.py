@@ -19,14 +19,14 @@ from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
+from pipeline.attempts import tracked_attempts
 from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
-from pipeline.executors import Attempt, TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
 from pipeline.outputs import (
     check_writable,
-    csv_text,
     read_json,
     write_csv,
     write_json,
@@ -121,12 +121,12 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     home = biotune_home()
     identity = weights_identity(params.model.backbone, params.model.weights)
     inputs = shared_inputs(images.fingerprint, params.model.backbone, identity, compute)
-    attempts: list[Attempt] = []
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
         scratch_beside(files.seeds, alone=True) as scratch,
-        WorkerPool(setup, workers, attempts.append) as pool,
+        tracked_attempts(store, tracked) as attempts,
+        WorkerPool(setup, workers, attempts.note) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
         trained = scratch / "trained"
@@ -146,9 +146,6 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
             for seed in one.curves:
                 tracked.child(_tracked(role, one, seed))
         tracked.metrics(metrics)
-        if attempts:
-            rows = [one.row() for one in attempts]
-            tracked.text("attempts.csv", csv_text(rows, list(rows[0])))
         for file in progress.values():
             file.unlink(missing_ok=True)
     _print_summary(both)

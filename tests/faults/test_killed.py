@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.faults.campaign import FULL, Place, Reference, Row, tracked, whole_campaign
+from tests.mlflow_server import all_runs
 
 Injected = Callable[..., Row]
 
@@ -163,6 +164,11 @@ def test_a_run_that_loses_every_worker_stops_the_search_with_the_reason(
         time.sleep(0.5)
     assert run.process.returncode == 1
     assert "a training run was lost 3 times" in run.output
+    database = f"sqlite:///{place.home / 'mlflow.db'}"
+    (lost,) = (one for one in all_runs(database) if one.info.run_name == "search")
+    assert lost.info.status == "FAILED"
+    assert "a training run was lost 3 times" in lost.data.tags["biotune.reason"]
+    assert list((place.home / "mlartifacts").rglob("attempts.csv"))
     row.lost = max(0, known - place.known())
     run = place.search()
     assert run.wait() == 0, run.output

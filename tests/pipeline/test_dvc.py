@@ -18,6 +18,7 @@ STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 
 # They check, record and show, and decide nothing of a result: params' values are tracked as such.
 RECORDERS = {
+    "pipeline.attempts",
     "pipeline.console",
     "pipeline.database",
     "pipeline.delivery",

@@ -418,3 +418,27 @@ def test_one_flipped_bit_of_any_file_is_found_and_named(tmp_path, name):
         bytes(content[:place]) + bytes([content[place] ^ 1]) + bytes(content[place + 1 :])
     )
     PreparedImages.open(folder).check_files()
+
+
+def test_wherever_a_bit_of_a_head_flips_it_is_one_message(tmp_path):
+    folder = prepare(tmp_path / "prepared").folder
+    for name, count in (("images.npy", 128), ("samples.csv", 40), ("dataset.json", 40)):
+        whole = (folder / name).read_bytes()
+        for place in range(count):
+            content = bytearray(whole)
+            content[place] ^= 1 << place % 8
+            (folder / name).write_bytes(content)
+            with pytest.raises(ValueError, match=r"is damaged .*run the prepare stage again"):
+                PreparedImages.open(folder).check_files()
+        (folder / name).write_bytes(whole)
+    PreparedImages.open(folder).check_files()
+
+
+def test_bytes_that_are_no_table_are_one_message(tmp_path):
+    folder = prepare(tmp_path / "prepared").folder
+    for name in ("samples.csv", "rejected.csv"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(b'"' + b"x" * 200_000)  # longer than a field may be
+        with pytest.raises(ValueError, match=r"is damaged .*field larger than field limit"):
+            PreparedImages.open(folder).rejected()
+        (folder / name).write_bytes(whole)
