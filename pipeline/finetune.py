@@ -105,6 +105,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         ValueError, OSError: before any training, for inputs that cannot be used.
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
+    home = biotune_home()
     images = PreparedImages.open(prepared)
     images.check_files()
     # The workers build it too; here it finds what is wrong with the weights before they start.
@@ -118,7 +119,6 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     _check_replaceable(files.seeds)
-    home = biotune_home()
     identity = weights_identity(params.model.backbone, params.model.weights)
     inputs = shared_inputs(images.fingerprint, params.model.backbone, identity, compute)
     with (

@@ -51,6 +51,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         ValueError, OSError: before any training, for inputs that cannot be used.
         SearchFailedError, LostWorkerError, FreezeProofError: as they say.
     """
+    home = biotune_home()
     model, section = params.model, params.search
     compute = resolve_compute(params.runtime, model.backbone)
     images, sizes = _checked_inputs(params, prepared)
@@ -61,7 +62,6 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     workers = resolve_workers(params.runtime.workers, compute.device)
     cache = params.runtime.feature_cache_bytes // workers
     setup = TrainerSetup(prepared, model.backbone, model.weights, compute, cache)
-    home = biotune_home()
     print(f"Training on {describe(compute)}; {workers} at a time")
     with (
         closing(EvaluationStore(home, inputs)) as store,

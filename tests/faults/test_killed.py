@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.faults.campaign import FULL, Place, Reference, Row, tracked, whole_campaign
 from tests.mlflow_server import all_runs
+from tests.tiny import write_tiny_params
 
 Injected = Callable[..., Row]
 
@@ -118,6 +119,26 @@ def test_a_signal_stops_it_within_seconds_and_it_goes_on(
     row.lost = max(0, 3 - known)
     status = [s for name, s, *_ in tracked(f"sqlite:///{place.home}/mlflow.db") if name == "search"]
     assert sorted(status) == ["FINISHED", "KILLED"]
+    row.survived = 1
+
+
+def test_a_termination_of_prepare_leaves_nothing_and_says_so(
+    place: Place, injected: Injected, tmp_path: Path
+) -> None:
+    row = injected("SIGTERM in the middle of prepare")
+    wanted = {"prepare__train_images": None, "prepare__validation_images": None}
+    params = write_tiny_params(tmp_path / "big.yaml", prepare__image_size=320, **wanted)
+    out = tmp_path / "prepared"
+    run = place.start("prepare", "--params", str(params), "--out", str(out))
+    while not list(tmp_path.glob(".prepared.*.partial/new/images.npy")):
+        assert run.process.poll() is None, run.output
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.wait() == 143, run.output
+    assert "Terminated. Nothing half-written is left: run the same command again." in run.output
+    assert "Traceback" not in run.output
+    assert not list(tmp_path.glob("*prepared*"))
     row.survived = 1
 
 
