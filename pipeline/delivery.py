@@ -45,13 +45,11 @@ class _Started:
 
     client: MlflowClient
     experiment: str
-    pipeline: str
     parent: str
     run: str
 
     def delete_twins(self, spool: str) -> None:
-        own = (self.parent, self.run)
-        delete_twins(self.client, self.experiment, spool, self.pipeline, own)
+        delete_twins(self.client, self.experiment, spool, (self.parent, self.run))
 
 
 class Delivery:
@@ -191,7 +189,8 @@ class Delivery:
             client = MlflowClient(self._uri)
             artifacts = self._home / "mlartifacts" if self._uri.startswith("sqlite:") else None
             experiment = experiment_id(client, content["experiment"], artifacts)
-            parent = pipeline_run(client, experiment, content["pipeline"], content["tags"])
+            pipeline, tags = content["pipeline"], content["tags"]
+            parent = pipeline_run(client, experiment, pipeline, self.spool.name, tags)
         tags = {
             "mlflow.parentRunId": parent,
             "mlflow.runName": content["stage"],
@@ -199,7 +198,7 @@ class Delivery:
         }
         run_id = self._run(client, experiment, record, tags, record.time)
         _log(client, run_id, params=content["params"])
-        return _Started(client, experiment, content["pipeline"], parent, run_id)
+        return _Started(client, experiment, parent, run_id)
 
     def _child(self, record: Record, client: MlflowClient, experiment: str, parent: str) -> None:
         from mlflow.entities import Metric

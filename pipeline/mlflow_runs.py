@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
 
@@ -20,8 +19,8 @@ PIPELINE_TAG = "biotune.pipeline"
 KEY_TAG = "biotune.key"
 """Tag of every run: the spool and the record that it comes from, so that it is made once."""
 
-_ENDED_WITHIN: Final = 10.0
-"""Seconds after which nobody will end a pipeline's run: whoever makes one does so at once."""
+_MADE_BY = "biotune.made_by"
+"""Tag of a pipeline's run: the spool whose stage came first."""
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
@@ -49,25 +48,28 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
 
 
 def pipeline_run(
-    client: MlflowClient, experiment: str, identity: str, tags: Mapping[str, str]
+    client: MlflowClient, experiment: str, identity: str, spool: str, tags: Mapping[str, str]
 ) -> str:
-    """The run of a pipeline, made by whoever comes first."""
+    """The run of a pipeline, made by the spool that comes first."""
     known = _tagged(client, experiment, f"tags.`{PIPELINE_TAG}` = '{identity}'")
     if known:
         # The oldest, so that all stages choose the same one if there should be two.
         first = min(known, key=lambda run: (run.info.status == "RUNNING", run.info.start_time))
         run_id, running = str(first.info.run_id), first.info.status == "RUNNING"
     else:
-        own = {PIPELINE_TAG: identity, "mlflow.runName": f"pipeline {identity[:8]}", **tags}
+        own = {
+            PIPELINE_TAG: identity,
+            _MADE_BY: spool,
+            "mlflow.runName": f"pipeline {identity[:8]}",
+            **tags,
+        }
         run_id, running = str(client.create_run(experiment, tags=own).info.run_id), True
     if running:  # no process spans a pipeline; nobody is left to end its run later
         client.set_terminated(run_id, "FINISHED")
     return run_id
 
 
-def delete_twins(
-    client: MlflowClient, experiment: str, spool: str, identity: str, own: Sequence[str]
-) -> None:
+def delete_twins(client: MlflowClient, experiment: str, spool: str, own: Sequence[str]) -> None:
     """Delete what a server has made of a request that it seemed not to have taken.
 
     A run whose creation was never answered is made again if it cannot be found; a server that was
@@ -77,7 +79,6 @@ def delete_twins(
         client: of the store.
         experiment: of all of these runs.
         spool: name of the one whose runs they are.
-        identity: of the pipeline.
         own: the runs that are in use.
     """
     ours = _tagged(client, experiment, f"tags.`{KEY_TAG}` LIKE '{spool}/%'")
@@ -86,9 +87,8 @@ def delete_twins(
         best_first = sorted(same, key=lambda run: (run.info.run_id not in own, *_emptiness(run)))
         for twin in best_first[1:]:
             client.delete_run(twin.info.run_id)
-    for run in _tagged(client, experiment, f"tags.`{PIPELINE_TAG}` = '{identity}'"):
-        began = time.time() - run.info.start_time / 1000
-        if run.info.run_id not in own and run.info.status == "RUNNING" and began > _ENDED_WITHIN:
+    for run in _tagged(client, experiment, f"tags.`{_MADE_BY}` = '{spool}'"):
+        if run.info.run_id not in own and run.info.status == "RUNNING":
             client.delete_run(run.info.run_id)
 
 

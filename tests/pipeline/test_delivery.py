@@ -181,7 +181,6 @@ def late(monkeypatch: pytest.MonkeyPatch, named: str) -> Callable[[], None]:
 def test_a_run_that_a_slow_server_makes_after_all_is_deleted(
     home: Path, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    monkeypatch.setattr("pipeline.mlflow_runs._ENDED_WITHIN", -1.0)
     server_makes_it = late(monkeypatch, named)
     spool = begun(home, "search")
     for name in ("one", "two"):
