@@ -53,12 +53,18 @@ def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Deco
 
 
 class StageCommand(Command):
-    """A command that can be run again to go on from where it was stopped."""
+    """A command whose outputs are whole or not there."""
 
-    after_a_signal = "What had finished is kept: run the same command again to go on from there."
+    after_a_signal = "Nothing half-written is left: run the same command again."
 
     def foreseen(self) -> tuple[type[Exception], ...]:
         """The library's, and the pipeline's own."""
         from pipeline.errors import PipelineError
 
         return (*super().foreseen(), PipelineError)
+
+
+class ResumedCommand(StageCommand):
+    """A command that can be run again to go on from where it was stopped."""
+
+    after_a_signal = "What had finished is kept: run the same command again to go on from there."
