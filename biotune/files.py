@@ -67,13 +67,12 @@ def put_folder(fresh: Path, path: Path, old: Path) -> None:
     for inside in fresh.rglob("*"):
         synchronise(inside)
     synchronise(fresh)
-    replaced = path.exists()
-    if replaced:
-        path.rename(old)
     try:
+        if path.exists():
+            path.rename(old)
         fresh.rename(path)
-    except OSError:
-        if replaced:
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not path.exists():
             old.rename(path)
         raise
     synchronise(path.parent)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,18 +46,23 @@ from pipeline.registry import Registered, write_mlflow_model
 from pipeline.tracking import StageRun, tracked_stage
 from pipeline.verification import (
     BATCH_SIZES,
-    SCALES,
+    SIZES,
     Answers,
     Originals,
     accuracy_on_prepared,
-    agreement_at_scale,
+    agreement_at_sizes,
     ask,
     calibration_batches,
     sample_images,
     thumbnail,
 )
 
+log = logging.getLogger(__name__)
+
 LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
+
+_ROUNDING: Final = 1e-9
+"""Accuracies are quotients: three of 300 less is 0.010000000000000009 less."""
 
 CALIBRATION_IMAGES: Final = 512
 CALIBRATION_BATCH: Final = 16
@@ -88,10 +94,12 @@ class ExportFiles:
     Attributes:
         bundle: folder to deploy; see :mod:`biotune.deployment.bundle`.
         metrics: the figures of the proof, for DVC.
+        lineage: what the bundle came from that is no function of the inputs.
     """
 
     bundle: Path
     metrics: Path
+    lineage: Path
 
 
 class ExportMismatchError(PipelineError):
@@ -131,7 +139,7 @@ def run(
         images,
     )
     originals = Originals(source_of(params, images_path), images)
-    check_writable(files.bundle, files.metrics)
+    check_writable(files.bundle, files.metrics, files.lineage)
     with tracked_stage("export", params, images.fingerprint, biotune_home()) as tracked:
         with folder_written_beside(files.bundle, VERIFICATION_FILE) as folder:
             model = folder / MODEL_FILE
@@ -145,7 +153,7 @@ def run(
         tracked.metrics(figures)
         _track(tracked, params, files.bundle, described, answers, originals)
         write_json(
-            files.bundle.parent / "lineage.json",
+            files.lineage,
             lineage(described, describe_file(files.bundle / MODEL_FILE), params, tracked),
         )
     _print_summary(files.bundle, figures)
@@ -206,13 +214,18 @@ def _variant(
     try:
         make(out)
         accuracy = accuracy_on_prepared(Predictor(out, device="cpu"), images, "validation")
+    except (OSError, MemoryError):  # of this machine, not of the network
+        raise
     except Exception as error:  # whatever ONNX Runtime's tools say of a network they cannot convert
-        return {"kept": False, "reason": f"it cannot be converted ({error})"}
+        log.warning("%s: %s", out.name, error, exc_info=True)
+        # What it says may name this machine's folders, and goes into files that DVC compares.
+        return {"kept": False, "reason": f"it cannot be converted ({type(error).__name__})"}
     drop = expected - accuracy
+    lost_too_much = drop > max_drop + _ROUNDING
     lost = f"validation accuracy falls by {100 * drop:.2f} points"
     return {
-        "kept": drop <= max_drop,
-        "reason": f"{lost}, allowed are {100 * max_drop:.2f}" if drop > max_drop else "",
+        "kept": not lost_too_much,
+        "reason": f"{lost}, allowed are {100 * max_drop:.2f}" if lost_too_much else "",
         "validation_accuracy": accuracy,
         "validation_accuracy_drop": drop,
         "max_drop": max_drop,
@@ -235,21 +248,18 @@ def _verify(
         answers = ask(predictors, originals, progress.update)
     test = ImageSubset(images.images, images.labels, originals.rows)
     reference = predict_probabilities(backbone, test)
+    sizes = agreement_at_sizes(predictors, backbone, originals, images)
     compared = {
-        name: _compared(answers.probabilities[name], reference, originals.labels)
+        name: {
+            **_compared(answers.probabilities[name], reference, originals.labels),
+            **{size: {k: asdict(v) for k, v in one.items()} for size, one in sizes[name].items()},
+        }
         for name in predictors
-    }
-    scaled = {
-        f"scaled_{scale:g}": asdict(
-            agreement_at_scale(predictors["fp32"], backbone, originals, scale)
-        )
-        for scale in SCALES
     }
     figures = {
         "test_images": len(originals),
         "min_label_agreement": params.export.min_label_agreement,
         **compared["fp32"],
-        **scaled,
         **{name: {**one, **compared.get(name, {})} for name, one in variants.items()},
     }
     return figures, answers
@@ -268,7 +278,9 @@ def _compared(
 
 
 def _check_agreement(params: Params, figures: Mapping[str, Any], metrics: Path) -> None:
-    worst = min(figures[f"batch_{size}"]["label_agreement"] for size in BATCH_SIZES)
+    # The scaled images are too few to decide by; they say whether the graph resizes alike.
+    compared = [of[f"batch_{n}"] for of in (figures, figures["prepared"]) for n in BATCH_SIZES]
+    worst = min(one["label_agreement"] for one in compared)
     required = params.export.min_label_agreement
     if worst < required:
         raise ExportMismatchError(
@@ -303,33 +315,32 @@ def _track(
 ) -> None:
     tracked.artifacts(one for one in sorted(bundle.iterdir()) if one.is_file())
     said = answers.probabilities["fp32"][BATCH_SIZES[0]].argmax(axis=1)
-    right = "".join("1" if one else "0" for one in said == originals.labels)
+    right = answers.in_order((said == originals.labels).tolist())
     with TemporaryDirectory() as scratch:
         example = thumbnail(originals.load(0), 32)[np.newaxis]
         write_mlflow_model(bundle / MODEL_FILE, Path(scratch, "model"), example)
         tracked.model(
             Path(scratch, "model"),
-            Registered(params.tracking.registered_model, described, answers.digest, right),
+            Registered(params.tracking.registered_model, described, answers.test, right),
         )
 
 
 def _print_summary(bundle: Path, figures: Mapping[str, Any]) -> None:
     rows = []
-    for name in ("fp32", *VARIANT_FILES):
+    for name, file in {"fp32": MODEL_FILE, **VARIANT_FILES}.items():
         of_one = figures if name == "fp32" else figures[name]
-        file = MODEL_FILE if name == "fp32" else VARIANT_FILES[name]
-        for size in BATCH_SIZES:
-            if one := of_one.get(f"batch_{size}"):
-                rows.append((f"{file}, batch {size}", *_row(one)))
-    rows += [
-        (f"{MODEL_FILE}, size x {scale:g}", *_row(figures[f"scaled_{scale:g}"])) for scale in SCALES
-    ]
+        for size in ("original", *SIZES):
+            at_size = of_one if size == "original" else of_one.get(size, {})
+            agreements = [one for key, one in at_size.items() if key.startswith("batch_")]
+            if agreements:
+                rows.append((f"{file}, {size.replace('_', ' ')}", *_row(agreements)))
     title = f"{bundle} against torch, {figures['test_images']} original test images"
     print_table(title, ["", "same label", "largest difference in probability"], rows)
 
 
-def _row(agreement: Mapping[str, float]) -> tuple[str, str]:
+def _row(agreements: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """The worst of several batch sizes."""
     return (
-        percent(agreement["label_agreement"], 2),
-        f"{agreement['largest_difference']:.1e}",
+        percent(min(one["label_agreement"] for one in agreements), 2),
+        f"{max(one['largest_difference'] for one in agreements):.1e}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,14 +162,16 @@ def _files(verified: Mapping[str, Any]) -> str:
     return (
         "## Files\n\nAgainst the network that was trained, on every original test image:\n\n"
         + _table(["", "same label", "largest difference", "test accuracy"], rows)
-        + "\n\n`biotune verify model.onnx` checks them anywhere, `biotune predict model.onnx "
+        + "\n\nThe accuracy of the fp16 form was measured on a CPU, though it is meant for GPUs. "
+        "`biotune verify model.onnx` checks them anywhere, `biotune predict model.onnx "
         "IMAGES` uses them, `biotune serve model.onnx` serves them; `triton/` is a model "
         "repository for Triton."
     )
 
 
 def _limits(facts: CardFacts) -> str:
-    weakest = min(facts.per_class, key=lambda row: float(row["recall"] or 0))
+    tested = [row for row in facts.per_class if int(row["images"])]
+    weakest = min(tested, key=lambda row: float(row["recall"]))
     low, high = facts.evaluated["accuracy_interval_95"]
     return (
         "## Limits\n\n"
@@ -187,9 +190,11 @@ def _short(figure: str) -> str:
 
 
 def _code(name: str) -> str:
-    """A name as it is, whatever characters it has."""
-    escaped = name.replace("|", "\\|").replace("\n", " ")
-    return f"`{escaped}`" if "`" not in escaped else escaped
+    """A name as it is, whatever characters it has: as HTML, so that none of them means anything."""
+    shown = html.escape(" ".join(name.split()), quote=False)
+    for character in "|`*_[]\\":
+        shown = shown.replace(character, f"&#{ord(character)};")
+    return f"<code>{shown}</code>"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

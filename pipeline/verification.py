@@ -26,11 +26,11 @@ BATCH_SIZES: Final = (1, 2, 32)
 FP16_BATCH_SIZES: Final = (32,)
 """ONNX Runtime's CPU provider is slow in 16-bit floats."""
 
-SCALES: Final = (0.5, 2.0)
-"""Other sizes at which test images are asked about, relative to their own."""
+SIZES: Final = {"prepared": None, "scaled_0.5": 0.5, "scaled_2": 2.0}
+"""Other sizes at which test images are asked about: as prepared, and times their own."""
 
-SCALED_IMAGES: Final = 256
-"""Most images asked about at each other size."""
+SIZED_IMAGES: Final = 256
+"""Most images asked about at each other size; they are in memory together."""
 
 SAMPLE_IMAGES: Final = 10
 _SAMPLE_PIXELS: Final = 512
@@ -96,11 +96,23 @@ class Answers:
 
     Attributes:
         probabilities: model → batch size → float32 [n, classes].
-        digest: SHA-256 of the test images and their labels, whatever size they are prepared at.
+        digests: of each image, its name and label, whatever size it is prepared at.
     """
 
     probabilities: Mapping[str, Mapping[int, NDArray[np.float32]]]
-    digest: str
+    digests: Sequence[str]
+
+    @property
+    def test(self) -> str:
+        """SHA-256 of all test images and labels, in whatever order they come."""
+        return hashlib.sha256("".join(sorted(self.digests)).encode()).hexdigest()
+
+    def in_order(self, right: Sequence[bool]) -> str:
+        """A ``1`` for each image that was classified right, else a ``0``, in an order of their own.
+
+        So that two models are compared image by image though the images came in another order.
+        """
+        return "".join("01"[one] for _, one in sorted(zip(self.digests, right, strict=True)))
 
 
 def ask(
@@ -122,17 +134,13 @@ def ask(
         digests += [originals.digest(i, image) for i, image in zip(window, loaded, strict=True)]
         for name, predictor in predictors.items():
             for size in batch_sizes(name):
-                found[name][size] += [
-                    predictor.probabilities(loaded[begin : begin + size])
-                    for begin in range(0, len(loaded), size)
-                ]
+                found[name][size].append(_in_batches(predictor, loaded, size))
         on_image(len(window))
     joined = {
         name: {size: np.concatenate(parts) for size, parts in by_size.items()}
         for name, by_size in found.items()
     }
-    digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-    return Answers(joined, digest)
+    return Answers(joined, digests)
 
 
 def batch_sizes(variant: str) -> tuple[int, ...]:
@@ -140,28 +148,50 @@ def batch_sizes(variant: str) -> tuple[int, ...]:
     return FP16_BATCH_SIZES if variant == "fp16" else BATCH_SIZES
 
 
-def agreement_at_scale(
-    predictor: Predictor, backbone: Backbone, originals: Originals, scale: float
-) -> Agreement:
-    """How a model and torch compare on test images of another size.
+def agreement_at_sizes(
+    predictors: Mapping[str, Predictor],
+    backbone: Backbone,
+    originals: Originals,
+    images: PreparedImages,
+) -> dict[str, dict[str, dict[str, Agreement]]]:
+    """How models and torch compare on test images of other sizes.
 
-    Torch is given what the prepare stage would have made of the scaled image.
+    Torch is given what the prepare stage would have made of them. The prepared images are all of
+    one size, so that batches are as large as they say; originals are computed together only with
+    others of their own size.
 
     Args:
-        predictor: the exported model.
-        backbone: the network that it was exported from.
-        originals: at most :data:`SCALED_IMAGES` of them are taken, evenly.
-        scale: times the height and width.
+        predictors: name → model.
+        backbone: the network that they were exported from.
+        originals: at most :data:`SIZED_IMAGES` of them are taken, evenly.
+        images: prepared.
+
+    Returns:
+        Model → size → batch size → agreement.
     """
-    chosen = np.unique(np.linspace(0, len(originals) - 1, SCALED_IMAGES).astype(int)).tolist()
-    exported, prepared = [], []
-    for index in chosen:
-        scaled = _scaled(originals.load(index), scale)
-        exported.append(predictor.probabilities([scaled]))
-        prepared.append(prepared_by_torch(scaled, predictor.image_size))
-    every = np.arange(len(chosen))
-    subset = ImageSubset(np.stack(prepared), np.zeros_like(every), every)
-    return compare(np.concatenate(exported), predict_probabilities(backbone, subset))
+    chosen = np.unique(np.linspace(0, len(originals) - 1, SIZED_IMAGES).astype(int)).tolist()
+    found: dict[str, dict[str, dict[str, Agreement]]] = {name: {} for name in predictors}
+    for size, scale in SIZES.items():
+        if scale is None:
+            asked = list(images.images[originals.rows[chosen]])
+            prepared = np.stack(asked)
+        else:
+            asked = [_scaled(originals.load(index), scale) for index in chosen]
+            prepared = np.stack([prepared_by_torch(one, images.image_size) for one in asked])
+        every = np.arange(len(chosen))
+        subset = ImageSubset(prepared, np.zeros_like(every), every)
+        reference = predict_probabilities(backbone, subset)
+        for name, predictor in predictors.items():
+            found[name][size] = {
+                f"batch_{batch}": compare(_in_batches(predictor, asked, batch), reference)
+                for batch in batch_sizes(name)
+            }
+    return found
+
+
+def _in_batches(predictor: Predictor, images: Sequence[Pixels], size: int) -> NDArray[np.float32]:
+    parts = [images[begin : begin + size] for begin in range(0, len(images), size)]
+    return np.concatenate([predictor.probabilities(part) for part in parts])
 
 
 def sample_images(originals: Originals) -> list[Pixels]:

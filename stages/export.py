@@ -35,9 +35,10 @@ from stages.options import (
     type=FOLDER,
     default=Path("artifacts/deploy"),
     show_default=True,
-    help="Writes the folder to deploy: model.onnx, its smaller forms, card and proof.",
+    help="Writes the folder to deploy, replaced as a whole: models, card and proof.",
 )
 @out_option("--metrics", "artifacts/export/metrics.json", "the figures of the proof")
+@out_option("--lineage", "artifacts/lineage.json", "commit, MLflow run, image and packages")
 def main(
     params_file: Path,
     dry_run: bool,
@@ -49,6 +50,7 @@ def main(
     images: Path | None,
     bundle: Path,
     metrics: Path,
+    lineage: Path,
 ) -> None:
     """Export the final model, and compare it with torch on every original test image.
 
@@ -76,7 +78,7 @@ def main(
         return
     inputs = ExportInputs(prepared, model, evaluation, classes, search_metrics)
     images_path = images or Path(params.prepare.path)
-    run(params, inputs=inputs, images_path=images_path, files=ExportFiles(bundle, metrics))
+    run(params, inputs=inputs, images_path=images_path, files=ExportFiles(bundle, metrics, lineage))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -46,6 +47,8 @@ class Command(click.Command):
             click.echo(said.rstrip(), err=True)
             ctx.exit(143 if terminated else 130)
         except foreseen as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # `… | head` has seen enough: Click ends quietly
             if os.environ.get("BIOTUNE_TRACEBACK"):
                 raise
             raise click.ClickException(str(error)) from error

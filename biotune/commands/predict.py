@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -77,6 +78,8 @@ def main(
       biotune predict model.onnx 'photos/**/*.png' --format json
       cat photo.jpg | biotune predict model.onnx -
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be text
     from biotune.deployment.inputs import find_images
     from biotune.deployment.predictor import Predictor
 
@@ -124,7 +127,9 @@ def _csv(predictions: Iterable[Prediction], top_k: int) -> None:
 def _json(predictions: Iterable[Prediction], top_k: int) -> None:
     rows = []
     for one in predictions:
-        row: dict[str, object] = {"path": one.source}
+        # JSON is text: of a name that is not, the bytes are shown.
+        path = one.source.encode("utf-8", "backslashreplace").decode()
+        row: dict[str, object] = {"path": path}
         if one.error:
             row["error"] = one.error
         else:
@@ -137,7 +142,7 @@ def _json(predictions: Iterable[Prediction], top_k: int) -> None:
 def _table(predictions: Iterable[Prediction], top_k: int) -> None:
     rows = [
         (
-            one.source,
+            one.source.replace("\n", "\\n"),
             one.error or "   ".join(f"{name} {100 * p:.1f} %" for name, p in one.ranked[:top_k]),
         )
         for one in predictions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 # Formats that Pillow recognises and cannot decode by itself, or only by running Ghostscript.
 _NOT_DECODED: Final = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
-_MAX_PIXELS: Final = 89_478_485
-"""Pillow's own limit, above which it warns of a decompression bomb."""
 
 
 class UnusableImageError(ValueError):
@@ -45,6 +43,8 @@ def decode(file: Path, background: str) -> NDArray[np.uint8]:
             not colours.
     """
     try:
+        if file.is_fifo():  # as <(…) in a shell, which has no size and cannot be read twice
+            return decode_bytes(file.read_bytes(), background)
         size = file.stat().st_size
     except FileNotFoundError as error:
         what = "a link to nothing" if file.is_symlink() else "no such file"
@@ -75,7 +75,8 @@ def _decode(
 ) -> NDArray[np.uint8]:
     if size == 0:
         raise UnusableImageError("the file is empty")
-    limit = min(max_pixels or _MAX_PIXELS, _MAX_PIXELS)
+    allowed = Image.MAX_IMAGE_PIXELS or sys.maxsize  # above it Pillow warns of a bomb
+    limit = min(max_pixels or allowed, allowed)
     too_large = f"it has more than {limit:,} pixels: make it smaller"
     try:
         # Pillow only warns of twice the pixels that it allows; catching a warning is not safe with

@@ -141,7 +141,11 @@ def _read(file: Path) -> dict[str, Any]:
         )
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        content["files" if file.name == VERIFICATION_FILE else "classes"]
+        if file.name == VERIFICATION_FILE:
+            for name in (LABELS_FILE, SAMPLES_FILE, *content["files"]):
+                content["files"][name]["bytes"], content["files"][name]["sha256"]
+        else:
+            content["classes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error}): export the model again") from error
     return content

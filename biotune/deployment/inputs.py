@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob, has_magic  # Path.glob takes no absolute patterns
 from pathlib import Path
 from typing import BinaryIO
@@ -29,9 +30,9 @@ def find_images(paths: tuple[str, ...], stdin: BinaryIO) -> list[Path | tuple[st
     for path in paths:
         if path == "-":
             found.append(("-", stdin.read()))
-        elif Path(path).is_dir():
+        elif os.path.isdir(path):  # noqa: PTH112 - which never raises, whatever the name
             found += _images_below(Path(path))
-        elif has_magic(path) and not Path(path).exists():
+        elif has_magic(path) and not os.path.lexists(path):
             matched = [Path(one) for one in sorted(glob(path, recursive=True))]  # noqa: PTH207
             files = [one for one in matched if not one.is_dir()]
             if not files:

@@ -6,15 +6,17 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import ImageColor
 
 from biotune.data.decoding import UnusableImageError, decode, decode_bytes
+
+Pixels = NDArray[np.uint8]
 
 DEVICES: Final = ("auto", "cpu", "cuda")
 """What may compute: ``auto`` is CUDA where ONNX Runtime has it."""
@@ -23,8 +25,14 @@ _TEXTS: Final = {"backbone", "name", "format", "precision"}
 """Entries of a model's metadata that are not JSON."""
 
 _MANY_PIXELS: Final = 2**22
-"""A batch of more leaves its memory: ONNX Runtime would keep what the largest ever needed (1.2 GB
-after one image of 40 million pixels). Of less it may keep it, and is faster for that."""
+"""A batch costs no more than this, or is one image; see :meth:`Predictor.cost`. A single image that
+costs more leaves its memory: ONNX Runtime would keep what the largest ever needed (1.2 GB after one
+image of 40 million pixels). Of less it may keep it, and is faster for that."""
+
+_MAX_COST: Final = 89_478_485
+"""As many pixels as Pillow decodes at most."""
+
+_FORMATS: Final = ("biotune-classifier/1",)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ class Predictor:
     def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Class probabilities of decoded images.
 
-        Images of the same size are computed together, others one group after the other.
+        Images of the same size are computed together, as many as memory for
+        :data:`_MANY_PIXELS` allows, others one group after the other.
 
         Args:
             images: uint8 RGB, each [height, width, 3], of any sizes.
@@ -109,11 +118,22 @@ class Predictor:
                 )
             groups[image.shape].append(index)
         found = np.empty((len(images), len(self.classes)), dtype=np.float32)
-        for indices in groups.values():
-            batch = np.stack([images[index] for index in indices])
-            options = self._forgetting if batch.size > 3 * _MANY_PIXELS else None
-            (found[indices],) = self._session.run(["probabilities"], {"image": batch}, options)
+        for (height, width, _), indices in groups.items():
+            cost = self.cost(height, width)
+            options = self._forgetting if cost > _MANY_PIXELS else None
+            most = max(1, _MANY_PIXELS // cost)
+            for begin in range(0, len(indices), most):
+                part = indices[begin : begin + most]
+                batch = np.stack([images[index] for index in part])
+                (found[part],) = self._session.run(["probabilities"], {"image": batch}, options)
         return found
+
+    def cost(self, height: int, width: int) -> int:
+        """Pixels of the largest array that an image becomes on its way.
+
+        ONNX Runtime brings the width to size before the height: a narrow image grows first.
+        """
+        return height * max(width, self.image_size)
 
     def decode(self, image: Path | bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
         """An image file, or its content, as the pixels that training would have seen.
@@ -129,8 +149,15 @@ class Predictor:
             UnusableImageError: with the reason, and no file name.
         """
         if isinstance(image, bytes):
-            return decode_bytes(image, self.background, max_pixels)
-        return decode(image, self.background)
+            pixels = decode_bytes(image, self.background, max_pixels)
+        else:
+            pixels = decode(image, self.background)
+        height, width, _ = pixels.shape
+        if self.cost(height, width) > min(max_pixels or _MAX_COST, _MAX_COST):
+            raise UnusableImageError(
+                f"it is too narrow for its height ({width} x {height} pixels): cut it into parts"
+            )
+        return pixels
 
     def rank(self, probabilities: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
         """Every class with its probability, the most probable first.
@@ -148,7 +175,7 @@ class Predictor:
 
         Args:
             images: paths, or pairs of a name and a file's content.
-            batch_size: how many are in memory and computed together, at least 1.
+            batch_size: how many are in memory at a time, at least 1; of large ones fewer are.
 
         Yields:
             One for each image, in their order.
@@ -158,24 +185,31 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        remaining = iter(images)
-        while batch := list(islice(remaining, batch_size)):
-            yield from self._predict_batch(batch)
-
-    def _predict_batch(self, batch: list[Path | tuple[str, bytes]]) -> list[Prediction]:
-        decoded: dict[int, NDArray[np.uint8]] = {}
-        answers = []
-        for index, image in enumerate(batch):
+        batch: list[tuple[str, Pixels | UnusableImageError]] = []
+        decoded = 0
+        for image in images:
             name, content = (str(image), image) if isinstance(image, Path) else image
             try:
-                decoded[index] = self.decode(content)
-                answers.append(Prediction(name))
+                pixels = self.decode(content)
+                batch.append((name, pixels))
+                decoded += pixels.size // 3
             except UnusableImageError as error:
-                answers.append(Prediction(name, error=str(error)))
-        found = self.probabilities(list(decoded.values()))
-        for index, row in zip(decoded, found, strict=True):
-            answers[index] = Prediction(answers[index].source, self.rank(row))
-        return answers
+                batch.append((name, error))
+            if len(batch) == batch_size or decoded > _MAX_COST:
+                yield from self._answers(batch)
+                batch, decoded = [], 0
+        yield from self._answers(batch)
+
+    def _answers(
+        self, batch: Sequence[tuple[str, Pixels | UnusableImageError]]
+    ) -> Iterator[Prediction]:
+        usable = [one for _, one in batch if not isinstance(one, UnusableImageError)]
+        rows = iter(self.probabilities(usable))
+        for name, one in batch:
+            if isinstance(one, UnusableImageError):
+                yield Prediction(name, error=str(one))
+            else:
+                yield Prediction(name, self.rank(next(rows)))
 
 
 def read_metadata(model: Path, session: onnxruntime.InferenceSession) -> Mapping[str, Any]:
@@ -186,17 +220,32 @@ def read_metadata(model: Path, session: onnxruntime.InferenceSession) -> Mapping
     """
     said = session.get_modelmeta().custom_metadata_map
     try:
-        metadata = {k: v if k in _TEXTS else json.loads(v) for k, v in said.items()}
-        if not metadata["classes"] or not isinstance(metadata["image_size"], int):
-            raise ValueError("its classes or its image_size are not usable")
-        metadata["input"]["background"]
-    except (KeyError, TypeError, ValueError) as error:
+        metadata = {key: _parsed(key, value) for key, value in said.items()}
+        classes, outputs = metadata["classes"], session.get_outputs()[0].shape[1]
+        if metadata["format"] not in _FORMATS:
+            raise ValueError(f"its format is {metadata['format']!r}")
+        if not isinstance(classes, list) or len(classes) != outputs:
+            raise ValueError(f"it names {classes!r} for {outputs} outputs")
+        if not isinstance(metadata["image_size"], int):
+            raise ValueError(f"its image_size is {metadata['image_size']!r}")
+        ImageColor.getrgb(metadata["input"]["background"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{model} is an ONNX model, but none that `biotune export` of this version wrote "
             f"({what}): export it again"
         ) from error
     return metadata
+
+
+def _parsed(key: str, value: str) -> Any:
+    """What an entry says; those that others have added may be no JSON."""
+    if key in _TEXTS:
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _open(model: Path, device: str, threads: int) -> onnxruntime.InferenceSession:

@@ -187,7 +187,8 @@ class Batcher:
     def _alike(self) -> list[_Image]:
         shape = self._decoded[0].pixels.shape
         height, width, _ = shape
-        most = max(1, min(self._limits.max_batch, self._limits.max_pixels // (height * width)))
+        cost = self._predictor.cost(height, width)
+        most = max(1, min(self._limits.max_batch, self._limits.max_pixels // cost))
         return [image for image in self._decoded if image.pixels.shape == shape][:most]
 
 

@@ -92,7 +92,7 @@ def test_by_hand_a_command_writes_where_dvc_lets_it_write(
         for option in cli.main.commands[name].params
         if isinstance(option, click.Option)
     }
-    assert given.keys() == options.keys() - {"--params", "--images", "--dry-run"}
+    assert given.keys() == options.keys() - {"--params", "--images", "--dry-run", "--lineage"}
     for option, path in given.items():
         assert str(options[option]) == path
 

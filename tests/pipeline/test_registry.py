@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import sync
-from pipeline.delivery import Delivery, send_all
+from pipeline.delivery import Delivery
 from pipeline.params import Params
 from pipeline.registry import Registered, compare_answers, write_mlflow_model
 from pipeline.spool import left_behind
@@ -150,7 +150,7 @@ def test_what_was_half_registered_is_completed_and_not_made_twice(
         (spool,) = left_behind(home)
         delivery = Delivery(spool, tracking_uri(home), home)
         with pytest.raises(ConnectionError):
-            send_all(delivery, lambda: None)
+            list(iter(delivery.send_next, False))
         spool.close()
     sync.run()
     assert len(decisions(client)) == 1

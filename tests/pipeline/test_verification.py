@@ -11,10 +11,11 @@ from biotune.data import DigitsSource, PreparedImages, UnusableImageError
 from biotune.deployment.predictor import Predictor
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.verification import (
+    Answers,
     MissingOriginalError,
     Originals,
     accuracy_on_prepared,
-    agreement_at_scale,
+    agreement_at_sizes,
     ask,
     calibration_batches,
     sample_images,
@@ -60,35 +61,40 @@ def test_every_test_image_is_asked_about_in_batches_of_1_2_and_32(few: PreparedI
     assert sorted(answers.probabilities["fp16"]) == [32]
 
 
-def test_the_digest_is_of_names_labels_and_pixels(few: PreparedImages) -> None:
-    def digest(images: PreparedImages, source: object) -> str:
+def test_the_digest_is_of_names_labels_and_pixels_in_any_order(few: PreparedImages) -> None:
+    def answers(images: PreparedImages, source: object) -> Answers:
         model = {"fp32": Answering()}
-        return ask(model, Originals(source, images), len_).digest  # type: ignore[arg-type]
-
-    def len_(_: int) -> None:
-        pass
+        return ask(model, Originals(source, images), lambda _: None)  # type: ignore[arg-type]
 
     class Brighter(DigitsSource):
         def load(self, index: int) -> np.ndarray:
             return np.maximum(super().load(index), 1)
 
-    first = digest(few, DigitsSource())
-    assert first == digest(few, DigitsSource())
-    assert first != digest(few, Brighter())
+    first = answers(few, DigitsSource())
+    assert first.test == answers(few, DigitsSource()).test
+    assert first.test != answers(few, Brighter()).test
     labels = few.labels.copy()
     labels[few.indices("test")[0]] += 1
-    assert first != digest(replace(few, labels=labels % 10), DigitsSource())
+    assert first.test != answers(replace(few, labels=labels % 10), DigitsSource()).test
+    backwards = Answers({}, first.digests[::-1])
+    assert first.test == backwards.test
+    right = [index % 3 == 0 for index in range(37)]
+    assert first.in_order(right) == backwards.in_order(right[::-1])
+    assert first.in_order(right).count("1") == 13
 
 
-def test_the_exported_model_agrees_with_torch_at_other_sizes(
+def test_the_exported_model_agrees_with_torch_at_other_sizes_too(
     exported: Exported, few: PreparedImages
 ) -> None:
-    predictor = Predictor(exported.path, device="cpu")
+    asked = {"fp32": Predictor(exported.path, device="cpu")}
     originals = Originals(DigitsSource(), few)
-    for scale in (0.5, 2.0):
-        agreement = agreement_at_scale(predictor, exported.backbone, originals, scale)
-        assert agreement.label_agreement >= 0.97
-        assert 0 < agreement.largest_difference < 1e-2
+    found = agreement_at_sizes(asked, exported.backbone, originals, few)["fp32"]
+    assert list(found) == ["prepared", "scaled_0.5", "scaled_2"]
+    for by_batch in found.values():
+        assert list(by_batch) == ["batch_1", "batch_2", "batch_32"]
+        for agreement in by_batch.values():
+            assert agreement.label_agreement >= 0.97
+            assert 0 < agreement.largest_difference < 1e-2
 
 
 def test_accuracy_on_prepared_images_is_that_of_training(exported: Exported) -> None:

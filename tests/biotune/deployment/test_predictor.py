@@ -103,6 +103,32 @@ def test_a_limit_on_pixels_holds_before_anything_is_decoded(predictor):
         predictor.decode(bomb.getvalue())
 
 
+def test_an_image_that_would_grow_beyond_the_limit_on_its_way_is_refused(predictor):
+    """ONNX Runtime brings the width to size first: one pixel wide, it grows 48 times."""
+    with pytest.raises(UnusableImageError, match=r"too narrow for its height \(1 x 2000000 pix"):
+        predictor.decode(png(np.zeros((2_000_000, 1), np.uint8)))
+    with pytest.raises(UnusableImageError, match="too narrow"):
+        predictor.decode(png(np.zeros((30_000, 1), np.uint8)), max_pixels=1_000_000)
+    assert predictor.decode(png(np.zeros((1, 30_000), np.uint8)), 1_000_000).shape[1] == 30_000
+
+
+def test_large_images_are_computed_in_smaller_batches_to_the_same_answers(predictor, monkeypatch):
+    asked = []
+
+    class Session:
+        def run(self, names, inputs, options):
+            asked.append(len(inputs["image"]))
+            return real.run(names, inputs, options)
+
+    real = predictor._session
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (1500, 1000, 3), np.uint8) for _ in range(5)]
+    alone = [predictor.probabilities([image])[0] for image in images]
+    monkeypatch.setattr(predictor, "_session", Session())
+    assert np.array_equal(predictor.probabilities(images), np.stack(alone))
+    assert asked == [2, 2, 1]  # 1.5 million pixels each, at most 2^22 together
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
@@ -144,6 +170,35 @@ def test_files_that_are_no_model_of_ours_are_refused_with_what_to_do(exported, t
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="none that `biotune export` of this version wrote"):
         Predictor(tmp_path / "foreign.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": "biotune-classifier/2"}, "its format is 'biotune-classifier/2'"),
+        ({"classes": '["a", "b"]'}, "names \\['a', 'b'\\] for 10 outputs"),
+        ({"classes": '"abcdefghij"'}, "names 'abcdefghij' for 10 outputs"),
+        ({"image_size": '"large"'}, "its image_size is 'large'"),
+        ({"input": '{"background": "nowhere"}'}, "unknown color specifier"),
+        ({"input": "{}"}, "it lacks 'background'"),
+    ],
+)
+def test_metadata_of_another_form_is_refused(exported, tmp_path, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        Predictor(with_metadata(exported.path, tmp_path / "model.onnx", changes))
+
+
+def test_what_others_add_to_the_metadata_does_no_harm(exported, tmp_path):
+    file = with_metadata(exported.path, tmp_path / "model.onnx", {"author": "me, 2026"})
+    assert Predictor(file).metadata["author"] == "me, 2026"
+
+
+def with_metadata(model, file, changes):
+    changed = onnx.load(model)
+    entries = {one.key: one.value for one in changed.metadata_props} | changes
+    onnx.helper.set_model_props(changed, entries)
+    onnx.save(changed, file)
+    return file
 
 
 def test_a_device_that_is_not_there_is_said_and_not_replaced(exported):

@@ -42,6 +42,13 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(["POST /predict HTTP/1.1", "Host: x", kind, *lines, "", ""]).encode()
 
 
+def narrow(height: int) -> bytes:
+    """A PNG one pixel wide: resized in width first, it would take gigabytes."""
+    file = BytesIO()
+    Image.new("L", (1, height)).save(file, "PNG")
+    return file.getvalue()
+
+
 def bomb() -> bytes:
     """A PNG of 900 million pixels, in a few bytes."""
 
@@ -87,6 +94,8 @@ HAIL: dict[str, tuple[int, Callable[[ServeProcess], int | None]]] = {
         lambda s: s.post(b"a=b", "application/x-www-form-urlencoded").status,
     ),
     "bomb": (422, lambda s: s.post(bomb()).status),
+    "narrow and tall": (422, lambda s: s.post(narrow(4_000_000)).status),
+    "narrower still": (422, lambda s: s.post(narrow(25_000_000)).status),
     "bomb in a form": (422, lambda s: s.post_form([("b.png", bomb())]).status),
     "GET": (405, lambda s: s.get("/predict").status),
     "DELETE": (405, lambda s: s.request("DELETE", "/predict").status),
