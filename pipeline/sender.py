@@ -89,9 +89,7 @@ class Sender(threading.Thread):
 
     def _send_another(self) -> bool:
         """One record of what another process left behind; False if there is none."""
-        while self._other is not None or self._take_another():
-            other = self._other
-            assert other is not None  # noqa: S101
+        while (other := self._other or self._take_another()) is not None:
             try:
                 if other.send_next():
                     return True
@@ -105,17 +103,17 @@ class Sender(threading.Thread):
             self._other = None
         return False
 
-    def _take_another(self) -> bool:
-        """Hold the next one that was left behind on its way to the same store."""
+    def _take_another(self) -> Delivery | None:
+        """Hold the next spool that was left behind on its way to the same store."""
         if self._others is None:
             self._others = left_behind(self._home)
         here = destination(self._uri, self._home)
         for spool in self._others:
             if spool.destination in (None, here):
                 self._other = Delivery(spool, self._uri, self._home)
-                return True
+                return self._other
             spool.close()  # not to be sent wherever the variable points at now, unasked
-        return False
+        return None
 
     def _say(self, error: Exception) -> None:
         if self.error is None:
