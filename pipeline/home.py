@@ -19,12 +19,13 @@ def biotune_home(start: Path | None = None) -> Path:
     if named:
         home = Path(named).expanduser().resolve()
     else:
-        home = _main_checkout((start or Path.cwd()).resolve()) / ".biotune"
+        home = main_checkout((start or Path.cwd()).resolve()) / ".biotune"
     home.mkdir(parents=True, exist_ok=True)
     return home
 
 
-def _main_checkout(folder: Path) -> Path:
+def main_checkout(folder: Path) -> Path:
+    """The root of the checkout that a folder is in: of the main one, if it is a throw-away copy."""
     root = next((p for p in (folder, *folder.parents) if (p / ".dvc").is_dir()), folder)
     for parent in root.parents:
         if root.is_relative_to(parent / ".dvc" / "tmp" / "exps"):

@@ -233,6 +233,9 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     patience = PATIENCE["own file" if uri.startswith("sqlite:") else "server"]
     try:
         spool.append("start", _description(stage, params, fingerprint))
+        image = os.environ.get("BIOTUNE_IMAGE_DIGEST")  # of the container that this runs in
+        if image:
+            spool.append("tags", {"biotune.image": image})
         sender.start()
         yield run
         run.end("FINISHED")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stages.options import (
-    StageCommand,
+    ContainedCommand,
     dry_run_option,
     in_option,
     out_option,
@@ -16,7 +16,7 @@ from stages.options import (
 )
 
 
-@click.command(cls=StageCommand)
+@click.command("export", cls=ContainedCommand)
 @params_option
 @dry_run_option
 @prepared_option

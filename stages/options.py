@@ -14,8 +14,15 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class Written(click.Path):
+    """A path that a stage writes, not one that it reads."""
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+OUT_FILE = Written(dir_okay=False, path_type=Path)
+OUT_FOLDER = Written(file_okay=False, path_type=Path)
 
 params_option = click.option(
     "--params",
@@ -50,7 +57,7 @@ def in_option(name: str, default: str, what: str) -> Callable[[Command], Command
 def out_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
     """An option for a file that a stage writes."""
     return click.option(
-        name, type=FILE, default=Path(default), show_default=True, help=f"Writes {what}."
+        name, type=OUT_FILE, default=Path(default), show_default=True, help=f"Writes {what}."
     )
 
 
@@ -71,6 +78,7 @@ class StageCommand(click.Command):
 
         logging.basicConfig(format="%(levelname)s: %(message)s")
         try:
+            self.enter_container(ctx)
             with _terminable():
                 return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
@@ -85,6 +93,34 @@ class StageCommand(click.Command):
             if os.environ.get("BIOTUNE_TRACEBACK"):
                 raise
             raise click.ClickException(str(error)) from error
+
+    def enter_container(self, ctx: click.Context) -> None:
+        """Go on in a container, for a command that does."""
+
+
+class ContainedCommand(StageCommand):
+    """A stage that goes on in a container of its own where ``BIOTUNE_RUNTIME`` names an engine."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse them, and keep them as they are."""
+        ctx.meta["biotune.arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def enter_container(self, ctx: click.Context) -> None:
+        """Go on there; does not return then.
+
+        Raises:
+            PipelineError: if it cannot.
+        """
+        from pipeline.containers import hand_over
+
+        paths = {True: list[Path](), False: list[Path]()}
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, Path):
+                paths[isinstance(option.type, Written)].append(value)
+        arguments = ctx.meta["biotune.arguments"]
+        hand_over(self.name or "", arguments, reads=paths[False], writes=paths[True])
 
 
 @contextmanager

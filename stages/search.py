@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
-from stages.options import StageCommand, dry_run_option, out_option, params_option, prepared_option
+from stages.options import (
+    ContainedCommand,
+    dry_run_option,
+    out_option,
+    params_option,
+    prepared_option,
+)
 
 
-@click.command(cls=StageCommand)
+@click.command("search", cls=ContainedCommand)
 @params_option
 @dry_run_option
 @prepared_option

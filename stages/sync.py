@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from stages.options import StageCommand
+from stages.options import ContainedCommand
 
 
-@click.command(cls=StageCommand)
+@click.command("sync", cls=ContainedCommand)
 def main() -> None:
     """Send to MLflow what is kept because it did not answer.
 
