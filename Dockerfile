@@ -96,7 +96,9 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-buil
         --config-settings editable_mode=compat --editable /opt/biotune \
     && pip --python /opt/venv/bin/python check \
     && case "$(sha256sum /opt/biotune/requirements.lock)" in "$LOCK_SHA256"*) ;; \
-        *) echo "LOCK_SHA256 is not the hash of requirements.lock; build by: make images"; exit 1 ;; esac
+        *) echo "LOCK_SHA256 is not the hash of requirements.lock; build by: make images"; exit 1 ;; esac \
+    # A new volume has the owner and mode of the folder that it is mounted on.
+    && install --directory --mode=1777 /mlartifacts
 # In here a stage runs where it is called. The toolkit hands in all GPUs, unless told otherwise.
 ENV BIOTUNE_RUNTIME=host \
     NVIDIA_VISIBLE_DEVICES=all \
