@@ -83,7 +83,7 @@ RUN --mount=type=bind,from=wheelhouse,target=/wheelhouse \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
         --requirement /opt/biotune/others.txt \
     && python -c "import torch; assert torch.version.cuda, f'torch {torch.__version__} is without CUDA'"
-COPY requirements.lock pyproject.toml README.md LICENSE /opt/biotune/
+COPY requirements.lock pyproject.toml dvc.yaml README.md LICENSE /opt/biotune/
 COPY presets /opt/biotune/presets
 COPY biotune /opt/biotune/biotune
 COPY pipeline /opt/biotune/pipeline

@@ -22,13 +22,11 @@ from typing import Any, Final
 
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
+from pipeline.lineage import IMAGE_VARIABLE
 from pipeline.mounts import Mounts, stage_mounts
 
 RUNTIMES: Final = ("host", "docker", "podman", "apptainer")
 """What ``BIOTUNE_RUNTIME`` may be."""
-
-DIGEST_VARIABLE: Final = "BIOTUNE_IMAGE_DIGEST"
-"""Names the image to the stage inside, for MLflow and whatever else says what a model came from."""
 
 LOCK_LABEL: Final = "biotune.lock.sha256"
 """Label of an image: SHA-256 of the ``requirements.lock`` that it was built from."""
@@ -238,7 +236,7 @@ def _environment(image: Image) -> dict[str, str]:
     return named | {
         "BIOTUNE_RUNTIME": "host",
         "BIOTUNE_HOME": str(biotune_home()),
-        DIGEST_VARIABLE: image.digest,
+        IMAGE_VARIABLE: image.digest,
         "PYTHONPATH": str(CHECKOUT),
         "TORCH_HOME": os.environ.get("TORCH_HOME") or str(cache / "torch"),
         "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),

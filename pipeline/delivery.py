@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from filelock import FileLock
 
 from pipeline.errors import PipelineError
+from pipeline.registry import register
 from pipeline.spool import Record, Spool
 
 # MLflow reads these while it is imported, which is why it is imported in functions here. Users
@@ -122,6 +123,9 @@ class Delivery:
         elif record.kind == "file":
             file = self.spool.folder / content["file"]
             client.log_artifact(run_id, str(file), content["folder"])
+        elif record.kind == "model":
+            with self._lock():  # two exports at once must not both move an alias
+                register(client, run_id, (KEY_TAG, self._key(record)), content)
         elif record.kind == "end":
             client.set_terminated(run_id, content["status"], content.get("time", record.time))
 
@@ -132,9 +136,8 @@ class Delivery:
             logging.getLogger(chatty).setLevel(logging.WARNING)
         content = record.content
         client = MlflowClient(self._uri)
-        destination = hashlib.sha256(self._uri.encode()).hexdigest()[:8]
         # Two stages that start at once must not both make the experiment, or their pipeline's run.
-        with FileLock(self._home / f"mlflow-{destination}.lock"):
+        with self._lock():
             experiment = self._experiment(client, content["experiment"])
             parent = _pipeline_run(client, experiment, content["pipeline"], content["tags"])
         tags = {
@@ -171,13 +174,20 @@ class Delivery:
         begin: int,
     ) -> str:
         """A record's run: the one that is there, or a new one."""
-        key = f"{self.spool.name}/{record.number}"
+        key = self._key(record)
         if self._doubtful:
             known = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
             if known:
                 return str(known[0].info.run_id)
         made = client.create_run(experiment, start_time=begin, tags={**tags, KEY_TAG: key})
         return str(made.info.run_id)
+
+    def _lock(self) -> FileLock:
+        destination = hashlib.sha256(self._uri.encode()).hexdigest()[:8]
+        return FileLock(self._home / f"mlflow-{destination}.lock")
+
+    def _key(self, record: Record) -> str:
+        return f"{self.spool.name}/{record.number}"
 
     def _experiment(self, client: MlflowClient, name: str) -> str:
         known = client.get_experiment_by_name(name)

@@ -1,122 +1,335 @@
-"""The export stage: the winner as one ONNX file, compared with torch on every test image."""
+"""The export stage: the winner as a folder to deploy, with the proof that it is the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from biotune.data.prepared import PreparedImages
+from biotune.data.prepared import PreparedImages, describe_file
+from biotune.deployment.bundle import (
+    CARD_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    SAMPLES_FILE,
+    TRITON_FOLDER,
+    VARIANT_FILES,
+    VERIFICATION_FILE,
+    write_samples,
+)
 from biotune.deployment.export import export_onnx
-from biotune.deployment.verify import Agreement, compare, onnx_probabilities, resized_by_torch
-from biotune.finetuning.backbones import Backbone
-from biotune.finetuning.checkpoints import load_model_of
+from biotune.deployment.predictor import Predictor
+from biotune.deployment.quantize import convert_fp16, quantize_int8
+from biotune.deployment.triton import write_triton_repository
+from biotune.deployment.verify import compare
+from biotune.finetuning.backbones import Backbone, weights_identity
+from biotune.finetuning.checkpoints import ModelCard, load_model_of
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, write_json, written_beside
+from pipeline.lineage import lineage
+from pipeline.model_card import CardFacts, model_card
+from pipeline.outputs import check_writable, folder_written_beside, read_json, read_rows, write_json
 from pipeline.params import Params
-from pipeline.tracking import tracked_stage
+from pipeline.prepare import source_of
+from pipeline.registry import Registered, write_mlflow_model
+from pipeline.tracking import StageRun, tracked_stage
+from pipeline.verification import (
+    BATCH_SIZES,
+    SCALES,
+    Answers,
+    Originals,
+    accuracy_on_prepared,
+    agreement_at_scale,
+    ask,
+    calibration_batches,
+    sample_images,
+    thumbnail,
+)
 
-BATCH_SIZES = (1, 32)
-"""One image at a time, as a service would ask, and many, as a batch job would."""
+LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
 
-RAW_IMAGES = 8
-"""Test images that are made as large as the originals were, for the graph to resize."""
+CALIBRATION_IMAGES: Final = 512
+CALIBRATION_BATCH: Final = 16
+
+
+@dataclass(frozen=True)
+class ExportInputs:
+    """What earlier stages wrote.
+
+    Attributes:
+        prepared: folder of the prepare stage.
+        model: the ``.safetensors`` of the finetune stage; its ``.json`` is beside it.
+        metrics: ``metrics.json`` of the evaluate stage.
+        classes: its ``classes.csv``.
+        search_metrics: ``metrics.json`` of the search stage.
+    """
+
+    prepared: Path
+    model: Path
+    metrics: Path
+    classes: Path
+    search_metrics: Path
 
 
 @dataclass(frozen=True)
 class ExportFiles:
-    """Where the export stage writes."""
+    """Where the export stage writes.
 
-    onnx: Path
-    labels: Path
-    verification: Path
+    Attributes:
+        bundle: folder to deploy; see :mod:`biotune.deployment.bundle`.
+        metrics: the figures of the proof, for DVC.
+    """
+
+    bundle: Path
+    metrics: Path
 
 
 class ExportMismatchError(PipelineError):
     """The exported model does not say what the network says; no model is written."""
 
 
-def run(params: Params, *, prepared: Path, model: Path, files: ExportFiles) -> dict[str, Any]:
-    """Export the fine-tuned model, and prove on the whole test split that it is the same.
+def run(
+    params: Params, *, inputs: ExportInputs, images_path: Path, files: ExportFiles
+) -> dict[str, Any]:
+    """Export the fine-tuned model, and prove on every original test image that it is the same.
 
     Args:
-        params: the sections ``export`` and ``tracking`` are used.
-        prepared: folder that the prepare stage wrote.
-        model: the ``.safetensors`` of the finetune stage; its ``.json`` is beside it.
-        files: to write; the ONNX file only if it passes.
+        params: all but ``runtime`` is used or written down.
+        inputs: of earlier stages.
+        images_path: where the original images are.
+        files: to write; the folder only if the model passes.
 
     Returns:
-        What ``verification.json`` says.
+        The figures that ``verification.json`` holds.
 
     Raises:
         ValueError, OSError: for inputs that cannot be used.
         ExportMismatchError: below ``export.min_label_agreement``.
+        MissingOriginalError: if a test image is not there any more.
     """
-    images = PreparedImages.open(prepared)
+    images = PreparedImages.open(inputs.prepared)
     images.check_files()
-    backbone, card = load_model_of(model, images)
-    check_writable(files.onnx, files.labels, files.verification)
-    test = ImageSubset(images.images, images.labels, images.indices("test"))
-    required = params.export.min_label_agreement
+    backbone, card = load_model_of(inputs.model, images)
+    evaluated = read_json(inputs.metrics, "evaluate")
+    described = _described(params, inputs, images, evaluated)
+    facts = CardFacts(
+        card,
+        described,
+        evaluated,
+        read_rows(inputs.classes, "evaluate"),
+        read_json(inputs.search_metrics, "search"),
+        images,
+    )
+    originals = Originals(source_of(params, images_path), images)
+    check_writable(files.bundle, files.metrics)
     with tracked_stage("export", params, images.fingerprint, biotune_home()) as tracked:
-        reference = predict_probabilities(backbone, test)
-        with written_beside(files.onnx) as beside:
-            export_onnx(backbone, card, beside)
-            agreements: dict[str, Agreement] = {}
-            for size in BATCH_SIZES:
-                batches = onnx_probabilities(beside, images.images, test.indices, size)
-                steps = -(-len(test) // size)
-                shown = tqdm(batches, total=steps, desc=f"verify, batches of {size}", unit="batch")
-                agreements[f"batch_{size}"] = compare(np.concatenate(list(shown)), reference)
-            worst = min(one.label_agreement for one in agreements.values())
-            # Of too few images to decide by; it says whether the graph resizes alike.
-            agreements |= dict(_of_original_sizes(beside, backbone, images, test.indices))
-            figures = {name: asdict(one) for name, one in agreements.items()}
-            verification = {
-                "test_images": len(test),
-                "min_label_agreement": required,
-                **figures,
-            }
-            write_json(files.verification, verification)
-            if worst < required:
-                raise ExportMismatchError(
-                    f"ONNX Runtime and torch agree on {percent(worst, 2)} of the test labels, "
-                    f"export.min_label_agreement asks for {percent(required, 2)}; the figures are "
-                    f"in {files.verification}, and no model was written"
-                )
-        write_json(files.labels, {"classes": list(card.classes)})
+        with folder_written_beside(files.bundle, VERIFICATION_FILE) as folder:
+            model = folder / MODEL_FILE
+            background = params.prepare.background
+            export_onnx(backbone, card, model, background=background, described=described)
+            variants = _add_variants(params, folder, images)
+            figures, answers = _verify(params, folder, backbone, images, originals, variants)
+            write_json(files.metrics, figures)
+            _check_agreement(params, figures, files.metrics)
+            _complete(folder, card, figures, originals, model_card(facts, figures))
         tracked.metrics(figures)
-        tracked.artifacts([files.onnx, files.labels, files.verification])
-    rows = [
-        (name.replace("_", " "), percent(one.label_agreement, 2), f"{one.largest_difference:.1e}")
-        for name, one in agreements.items()
+        _track(tracked, params, files.bundle, described, answers, originals)
+        write_json(
+            files.bundle.parent / "lineage.json",
+            lineage(described, describe_file(files.bundle / MODEL_FILE), params, tracked),
+        )
+    _print_summary(files.bundle, figures)
+    return figures
+
+
+def _described(
+    params: Params, inputs: ExportInputs, images: PreparedImages, evaluated: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the model says of where it came from; a function of the inputs alone."""
+    figures = (
+        *("accuracy", "accuracy_interval_95", "balanced_accuracy", "f1_macro"),
+        *("expected_calibration_error", "test_images"),
+    )
+    used = params.model_dump(mode="json", exclude={"runtime", "tracking"})
+    return {
+        "metrics": {name: evaluated[name] for name in figures},
+        "hashes": {
+            "data": images.fingerprint,
+            "params": hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest(),
+            "pretrained_weights": weights_identity(params.model.backbone, params.model.weights),
+            "weights": describe_file(inputs.model)["sha256"],
+            "lock": describe_file(LOCK_FILE)["sha256"],
+        },
+    }
+
+
+def _add_variants(
+    params: Params, folder: Path, images: PreparedImages
+) -> dict[str, dict[str, Any]]:
+    """Write the smaller forms that are accurate enough; what became of each."""
+    model = folder / MODEL_FILE
+    expected = accuracy_on_prepared(Predictor(model, device="cpu"), images, "validation")
+    batches = calibration_batches(images, CALIBRATION_IMAGES, CALIBRATION_BATCH)
+    makers: dict[str, tuple[float | None, Callable[[Path], None]]] = {
+        "int8": (params.export.int8_max_drop, lambda out: quantize_int8(model, out, batches)),
+        "fp16": (params.export.fp16_max_drop, lambda out: convert_fp16(model, out)),
+    }
+    found = {}
+    for name, (max_drop, make) in makers.items():
+        out = folder / VARIANT_FILES[name]
+        found[name] = _variant(out, images, expected, max_drop, make)
+        if not found[name]["kept"]:
+            out.unlink(missing_ok=True)
+            print(f"{out.name} is not written: {found[name]['reason']}")
+    return found
+
+
+def _variant(
+    out: Path,
+    images: PreparedImages,
+    expected: float,
+    max_drop: float | None,
+    make: Callable[[Path], None],
+) -> dict[str, Any]:
+    if max_drop is None:
+        return {"kept": False, "reason": "params.yaml says null"}
+    try:
+        make(out)
+        accuracy = accuracy_on_prepared(Predictor(out, device="cpu"), images, "validation")
+    except Exception as error:  # whatever ONNX Runtime's tools say of a network they cannot convert
+        return {"kept": False, "reason": f"it cannot be converted ({error})"}
+    drop = expected - accuracy
+    lost = f"validation accuracy falls by {100 * drop:.2f} points"
+    return {
+        "kept": drop <= max_drop,
+        "reason": f"{lost}, allowed are {100 * max_drop:.2f}" if drop > max_drop else "",
+        "validation_accuracy": accuracy,
+        "validation_accuracy_drop": drop,
+        "max_drop": max_drop,
+    }
+
+
+def _verify(
+    params: Params,
+    folder: Path,
+    backbone: Backbone,
+    images: PreparedImages,
+    originals: Originals,
+    variants: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], Answers]:
+    """Every model that is written against torch: all figures, and what each model said."""
+    names = {"fp32": MODEL_FILE}
+    names |= {name: VARIANT_FILES[name] for name, one in variants.items() if one["kept"]}
+    predictors = {name: Predictor(folder / file, device="cpu") for name, file in names.items()}
+    with tqdm(total=len(originals), desc="verify", unit="image") as progress:
+        answers = ask(predictors, originals, progress.update)
+    test = ImageSubset(images.images, images.labels, originals.rows)
+    reference = predict_probabilities(backbone, test)
+    compared = {
+        name: _compared(answers.probabilities[name], reference, originals.labels)
+        for name in predictors
+    }
+    scaled = {
+        f"scaled_{scale:g}": asdict(
+            agreement_at_scale(predictors["fp32"], backbone, originals, scale)
+        )
+        for scale in SCALES
+    }
+    figures = {
+        "test_images": len(originals),
+        "min_label_agreement": params.export.min_label_agreement,
+        **compared["fp32"],
+        **scaled,
+        **{name: {**one, **compared.get(name, {})} for name, one in variants.items()},
+    }
+    return figures, answers
+
+
+def _compared(
+    by_size: Mapping[int, NDArray[np.float32]],
+    reference: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"batch_{size}": asdict(compare(rows, reference)) for size, rows in by_size.items()
+    }
+    found["test_accuracy"] = float((by_size[max(by_size)].argmax(axis=1) == labels).mean())
+    return found
+
+
+def _check_agreement(params: Params, figures: Mapping[str, Any], metrics: Path) -> None:
+    worst = min(figures[f"batch_{size}"]["label_agreement"] for size in BATCH_SIZES)
+    required = params.export.min_label_agreement
+    if worst < required:
+        raise ExportMismatchError(
+            f"ONNX Runtime and torch agree on {percent(worst, 2)} of the test labels, "
+            f"export.min_label_agreement asks for {percent(required, 2)}; the figures are "
+            f"in {metrics}, and no model was written"
+        )
+
+
+def _complete(
+    folder: Path, card: ModelCard, figures: dict[str, Any], originals: Originals, text: str
+) -> None:
+    """All that goes with the models; last of all ``verification.json``, with every checksum."""
+    write_json(folder / LABELS_FILE, {"classes": list(card.classes)})
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    write_triton_repository(folder / TRITON_FOLDER, folder / MODEL_FILE, card.classes)
+    samples = sample_images(originals)
+    models = sorted(folder.glob("*.onnx"))
+    answers = {one.name: Predictor(one, device="cpu").probabilities(samples) for one in models}
+    write_samples(folder / SAMPLES_FILE, samples, answers)
+    described = {one.name: describe_file(one) for one in sorted(folder.iterdir()) if one.is_file()}
+    write_json(folder / VERIFICATION_FILE, {**figures, "files": described})
+
+
+def _track(
+    tracked: StageRun,
+    params: Params,
+    bundle: Path,
+    described: Mapping[str, Any],
+    answers: Answers,
+    originals: Originals,
+) -> None:
+    tracked.artifacts(one for one in sorted(bundle.iterdir()) if one.is_file())
+    said = answers.probabilities["fp32"][BATCH_SIZES[0]].argmax(axis=1)
+    right = "".join("1" if one else "0" for one in said == originals.labels)
+    with TemporaryDirectory() as scratch:
+        example = thumbnail(originals.load(0), 32)[np.newaxis]
+        write_mlflow_model(bundle / MODEL_FILE, Path(scratch, "model"), example)
+        tracked.model(
+            Path(scratch, "model"),
+            Registered(params.tracking.registered_model, described, answers.digest, right),
+        )
+
+
+def _print_summary(bundle: Path, figures: Mapping[str, Any]) -> None:
+    rows = []
+    for name in ("fp32", *VARIANT_FILES):
+        of_one = figures if name == "fp32" else figures[name]
+        file = MODEL_FILE if name == "fp32" else VARIANT_FILES[name]
+        for size in BATCH_SIZES:
+            if one := of_one.get(f"batch_{size}"):
+                rows.append((f"{file}, batch {size}", *_row(one)))
+    rows += [
+        (f"{MODEL_FILE}, size x {scale:g}", *_row(figures[f"scaled_{scale:g}"])) for scale in SCALES
     ]
-    title = f"{files.onnx} against torch, {len(test)} test images"
+    title = f"{bundle} against torch, {figures['test_images']} original test images"
     print_table(title, ["", "same label", "largest difference in probability"], rows)
-    return verification
 
 
-def _of_original_sizes(
-    model: Path, backbone: Backbone, images: PreparedImages, test: NDArray[np.int64]
-) -> Iterator[tuple[str, Agreement]]:
-    """Whether the graph resizes as the prepare stage does, from the sizes that images came in."""
-    one_row = np.zeros(1, dtype=np.int64)
-    for size in sorted(set(images.original_sizes.values())):
-        own, reference = [], []
-        for index in test[:RAW_IMAGES]:  # one at a time: the largest may be large
-            raw = np.array(Image.fromarray(images.images[index]).resize(size))[np.newaxis]
-            own += list(onnx_probabilities(model, raw, one_row, 1))
-            prepared = resized_by_torch(raw, images.image_size)
-            subset = ImageSubset(prepared, one_row, one_row)
-            reference.append(predict_probabilities(backbone, subset))
-        width, height = size
-        yield f"raw_{width}x{height}", compare(np.concatenate(own), np.concatenate(reference))
+def _row(agreement: Mapping[str, float]) -> tuple[str, str]:
+    return (
+        percent(agreement["label_agreement"], 2),
+        f"{agreement['largest_difference']:.1e}",
+    )

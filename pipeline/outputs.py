@@ -35,14 +35,65 @@ def written_beside(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())  # or a power cut could leave the new name with nothing in it
         beside.replace(path)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            error.errno, f"{path} cannot be written: the disk is full; free space and run again"
-        ) from error
+        _raise_if_full(error, path)
+        raise
     finally:
         with suppress(OSError):  # it never came to be
             beside.unlink()
+
+
+@contextmanager
+def folder_written_beside(folder: Path, mark: str) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` to write to; it takes its place at the end, whole.
+
+    Args:
+        folder: its parents are made. One that is there is replaced if it is of the same kind.
+        mark: a file that every folder of this kind holds.
+
+    Raises:
+        FileExistsError: if ``folder`` is something else.
+        OSError: naming ``folder``, if it cannot be written.
+    """
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).is_file())
+    ):
+        raise FileExistsError(
+            f"{folder} exists and holds something else ({mark} is not in it): choose another "
+            "folder, or move it away"
+        )
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}-old.{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for kind in (beside, old):
+            remove_leftovers(folder.parent, kind.name.removesuffix(str(os.getpid())))
+        beside.mkdir()
+        yield beside
+        _synchronise(beside)
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except OSError as error:
+        _raise_if_full(error, folder)
+        raise
+    finally:
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _synchronise(folder: Path) -> None:
+    """Or a power cut could leave the new names with nothing in them."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _raise_if_full(error: OSError, path: Path) -> None:
+    if error.errno == errno.ENOSPC:
+        raise OSError(
+            error.errno, f"{path} cannot be written: the disk is full; free space and run again"
+        ) from error
 
 
 def remove_leftovers(folder: Path, begin: str, end: str = "") -> None:
@@ -93,6 +144,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write rows under these columns, None as an empty field."""
     write_text(path, csv_text(rows, columns))
+
+
+def read_rows(path: Path, made_by: str) -> list[dict[str, str]]:
+    """Read a CSV file that an earlier stage wrote, as its columns.
+
+    Raises:
+        ValueError: if the file is missing or damaged; ``made_by`` is the stage to run again.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {path}; run the {made_by} stage first") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run the {made_by} stage again to write it anew"
+        ) from error
+    return rows
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

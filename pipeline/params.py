@@ -60,6 +60,12 @@ def _colour(colour: str) -> str:
     return colour
 
 
+def _registered_model(name: str) -> str:
+    if not name or re.search(r"[/:]", name):  # which MLflow does not take
+        raise ValueError("expected a name without / and :")
+    return name
+
+
 def _workers(workers: object) -> object:
     if workers != "auto" and (type(workers) is not int or workers < 1):
         raise ValueError("expected auto, or how many, at least 1")
@@ -69,6 +75,7 @@ def _workers(workers: object) -> object:
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_unique)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -91,7 +98,7 @@ class PrepareParams(_Section):
     path: str
     table: TableParams | None
     background: Annotated[str, AfterValidator(_colour)]
-    max_rejected: Annotated[float, Field(ge=0, le=1)]
+    max_rejected: Share
     image_size: Annotated[int, Field(ge=16, le=2048)]
     train_images: Count | None
     validation_images: Count | None
@@ -171,9 +178,11 @@ class EvaluateParams(_Section):
 
 
 class ExportParams(_Section):
-    """When an exported model is good enough."""
+    """When an exported model, and each of its smaller forms, is good enough."""
 
-    min_label_agreement: Annotated[float, Field(ge=0, le=1)]
+    min_label_agreement: Share
+    int8_max_drop: Share | None
+    fp16_max_drop: Share | None
 
 
 class RuntimeParams(_Section):
@@ -190,6 +199,7 @@ class TrackingParams(_Section):
     """MLflow."""
 
     experiment: Annotated[str, Field(min_length=1)]
+    registered_model: Annotated[str, AfterValidator(_registered_model)]
 
 
 class Params(_Section):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.delivery import Delivery
+from pipeline.lineage import IMAGE_TAG, IMAGE_VARIABLE, origin_tags
 from pipeline.params import Params
+from pipeline.registry import ANSWERS_FILE, MODEL_FOLDER, Registered
 from pipeline.spool import Spool, count_left_behind, left_behind, new_spool
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ class StageRun:
     def __init__(self, spool: Spool, on_record: Callable[[], object]) -> None:
         self._spool, self._on_record = spool, on_record
 
+    @property
+    def key(self) -> str:
+        """The tag ``biotune.key`` of this run in MLflow."""
+        return f"{self._spool.name}/0"
+
     def metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log final figures, nested ones under dotted names; what is no number is left out."""
         self._add("metrics", _numbers(metrics))
@@ -105,6 +111,15 @@ class StageRun:
     def child(self, run: TrackedRun) -> None:
         """Add a finished run below this one."""
         self._add("child", asdict(run))
+
+    def model(self, folder: Path, registered: Registered) -> None:
+        """Upload a model, a folder in MLflow's format, and register it as a new version."""
+        for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+            inside = Path(MODEL_FOLDER, file.relative_to(folder)).parent
+            self.artifacts([file], inside.as_posix())
+        self.text(ANSWERS_FILE, registered.answers())
+        tags = {**registered.tags(), **origin_tags()}
+        self._add("model", {**asdict(registered), "tags": tags})
 
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
@@ -233,9 +248,8 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     patience = PATIENCE["own file" if uri.startswith("sqlite:") else "server"]
     try:
         spool.append("start", _description(stage, params, fingerprint))
-        image = os.environ.get("BIOTUNE_IMAGE_DIGEST")  # of the container that this runs in
-        if image:
-            spool.append("tags", {"biotune.image": image})
+        if os.environ.get(IMAGE_VARIABLE):  # each stage may run in another
+            spool.append("tags", {IMAGE_TAG: os.environ[IMAGE_VARIABLE]})
         sender.start()
         yield run
         run.end("FINISHED")
@@ -300,21 +314,13 @@ def _description(stage: str, params: Params, fingerprint: str) -> dict[str, Any]
         "stage": stage,
         "pipeline": pipeline_id(params, fingerprint),
         "experiment": params.tracking.experiment,
-        "tags": _commit(),
+        "tags": origin_tags(),
         "params": {
             f"{name}.{key}": str(value)
             for name, keys in section.items()
             for key, value in keys.items()
         },
     }
-
-
-def _commit() -> dict[str, str]:
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    except FileNotFoundError:  # no git on this machine
-        return {}
-    return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

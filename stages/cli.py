@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from biotune import __version__
+from biotune.commands.group import COMMANDS
 from stages import backbones, evaluate, export, finetune, init, prepare, search, sync, ui
 
 
@@ -14,7 +15,8 @@ def main() -> None:
     """Evolve which blocks of a pretrained network to freeze and how fast the others learn.
 
     The stages, in order: prepare, search, finetune, evaluate, export. `dvc repro` runs those that
-    are not up to date; each can be run by hand.
+    are not up to date; each can be run by hand. What they export is used by predict, verify and
+    serve.
 
     \b
     Examples:
@@ -23,7 +25,9 @@ def main() -> None:
     """
 
 
-for _command in (init, prepare, search, finetune, evaluate, export, backbones, sync, ui):
+STAGES = (init, prepare, search, finetune, evaluate, export, backbones, sync, ui)
+
+for _command in (*STAGES, *COMMANDS):
     main.add_command(_command.main, _command.__name__.rpartition(".")[2])
 
 if __name__ == "__main__":

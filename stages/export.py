@@ -1,4 +1,4 @@
-"""``biotune export``: the final model as one ONNX file, and the proof that it is the same."""
+"""``biotune export``: the final model as a folder to deploy, and the proof that it is the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from stages.options import (
+    FOLDER,
+    OUT_FOLDER,
     ContainedCommand,
     dry_run_option,
     in_option,
@@ -23,19 +25,38 @@ from stages.options import (
 @in_option(
     "--model", "artifacts/model/model.safetensors", "The model to export, from the finetune stage."
 )
-@out_option("--onnx", "artifacts/deploy/model.onnx", "the model: raw pixels in, probabilities out")
-@out_option("--labels", "artifacts/deploy/labels.json", "class names in the order of the outputs")
-@out_option("--verification", "artifacts/deploy/verification.json", "how it compares with torch")
+@in_option("--evaluation", "artifacts/evaluation/metrics.json", "Of the evaluate stage.")
+@in_option("--classes", "artifacts/evaluation/classes.csv", "Of the evaluate stage.")
+@in_option("--search-metrics", "artifacts/search/metrics.json", "Of the search stage.")
+@click.option(
+    "--images", type=FOLDER, help="Where the original images are.  [default: prepare.path]"
+)
+@click.option(
+    "--bundle",
+    type=OUT_FOLDER,
+    default=Path("artifacts/deploy"),
+    show_default=True,
+    help="Writes the folder to deploy: model.onnx, its smaller forms, card and proof.",
+)
+@out_option("--metrics", "artifacts/export/metrics.json", "the figures of the proof")
 def main(
     params_file: Path,
     dry_run: bool,
     prepared: Path,
     model: Path,
-    onnx: Path,
-    labels: Path,
-    verification: Path,
+    evaluation: Path,
+    classes: Path,
+    search_metrics: Path,
+    images: Path | None,
+    bundle: Path,
+    metrics: Path,
 ) -> None:
-    """Export the final model to ONNX, and compare it with torch on every test image.
+    """Export the final model, and compare it with torch on every original test image.
+
+    The folder holds model.onnx (raw pixels of any size in, probabilities out), model.int8.onnx and
+    model.fp16.onnx if they are accurate enough, card.md, verification.json, labels.json, samples
+    for `biotune verify`, and a model repository for Triton. The model becomes a version in MLflow's
+    registry, and the champion if it is better than the one that is.
 
     Fails, and writes no model, if fewer labels agree than export.min_label_agreement asks for.
 
@@ -43,18 +64,20 @@ def main(
     Examples:
       biotune export
       biotune export --dry-run
-      biotune export --model my_model.safetensors --onnx /tmp/my_model.onnx
+      biotune export --model my_model.safetensors --bundle /tmp/my_model
     """
-    from pipeline.export import ExportFiles, run
+    from pipeline.export import ExportFiles, ExportInputs, run
     from pipeline.params import load_params
 
+    params = load_params(params_file)
     if dry_run:
         from pipeline import dry_run as dry
 
-        dry.predict("export", load_params(params_file), prepared, [model])
+        dry.predict("export", params, prepared, [model])
         return
-    files = ExportFiles(onnx, labels, verification)
-    run(load_params(params_file), prepared=prepared, model=model, files=files)
+    inputs = ExportInputs(prepared, model, evaluation, classes, search_metrics)
+    images_path = images or Path(params.prepare.path)
+    run(params, inputs=inputs, images_path=images_path, files=ExportFiles(bundle, metrics))
 
 
 if __name__ == "__main__":

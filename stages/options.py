@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from biotune.commands.command import Command
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Written(click.Path):
@@ -49,53 +47,28 @@ dry_run_option = click.option(
 )
 
 
-def in_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
+def in_option(name: str, default: str, what: str) -> Callable[[Decorated], Decorated]:
     """An option for a file that an earlier stage wrote."""
     return click.option(name, type=FILE, default=Path(default), show_default=True, help=what)
 
 
-def out_option(name: str, default: str, what: str) -> Callable[[Command], Command]:
+def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Decorated]:
     """An option for a file that a stage writes."""
     return click.option(
         name, type=OUT_FILE, default=Path(default), show_default=True, help=f"Writes {what}."
     )
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as a scheduler or ``docker stop`` does."""
+class StageCommand(Command):
+    """A command that can be run again to go on from where it was stopped."""
 
+    after_a_signal = "What had finished is kept: run the same command again to go on from there."
 
-class StageCommand(click.Command):
-    """A command whose foreseen errors are one message, not a traceback.
-
-    ``BIOTUNE_TRACEBACK=1`` shows the traceback, for whoever looks for a fault in the code. Ctrl-C
-    ends it with exit code 130, SIGTERM with 143, as shells and schedulers expect.
-    """
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+    def foreseen(self) -> tuple[type[Exception], ...]:
+        """The library's, and the pipeline's own."""
         from pipeline.errors import PipelineError
 
-        logging.basicConfig(format="%(levelname)s: %(message)s")
-        try:
-            self.enter_container(ctx)
-            with _terminable():
-                return super().invoke(ctx)
-        except KeyboardInterrupt as interruption:
-            terminated = isinstance(interruption, Terminated)
-            click.echo(
-                f"{'Terminated' if terminated else 'Interrupted'}. What had finished is kept: run "
-                "the same command again to go on from there.",
-                err=True,
-            )
-            ctx.exit(143 if terminated else 130)
-        except (ValueError, OSError, PipelineError) as error:
-            if os.environ.get("BIOTUNE_TRACEBACK"):
-                raise
-            raise click.ClickException(str(error)) from error
-
-    def enter_container(self, ctx: click.Context) -> None:
-        """Go on in a container, for a command that does."""
+        return (*super().foreseen(), PipelineError)
 
 
 class ContainedCommand(StageCommand):
@@ -106,7 +79,7 @@ class ContainedCommand(StageCommand):
         ctx.meta["biotune.arguments"] = list(args)
         return super().parse_args(ctx, args)
 
-    def enter_container(self, ctx: click.Context) -> None:
+    def before(self, ctx: click.Context) -> None:
         """Go on there; does not return then.
 
         Raises:
@@ -121,17 +94,3 @@ class ContainedCommand(StageCommand):
                 paths[isinstance(option.type, Written)].append(value)
         arguments = ctx.meta["biotune.arguments"]
         hand_over(self.name or "", arguments, reads=paths[False], writes=paths[True])
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is an exception in here, so that everything is left as it should be."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -15,6 +15,8 @@ ALLOWED = {
     "biotune.data": set[str](),
     "biotune.finetuning": {"biotune.plan", "biotune.data"},
     "biotune.deployment": {"biotune.plan", "biotune.data", "biotune.finetuning"},
+    "biotune.serving": {"biotune.data", "biotune.deployment"},
+    "biotune.commands": {"biotune", "biotune.data", "biotune.deployment", "biotune.serving"},
     "pipeline": {
         "biotune.plan",
         "biotune.evolution",
@@ -53,6 +55,8 @@ def test_every_module_belongs_to_a_room_and_imports_only_rooms_below_it() -> Non
         ("biotune.evolution", {"torch", "torchvision", "mlflow", "dvc", "sklearn", "scipy"}),
         ("biotune.data", {"torch", "mlflow", "dvc", "sklearn"}),
         ("biotune.finetuning.training", {"mlflow", "dvc", "click", "onnx"}),
+        ("biotune.deployment.bundle", {"torch", "scipy", "mlflow", "onnx", "click"}),
+        ("biotune.commands.group", {"torch", "numpy", "onnxruntime", "PIL"}),
         ("stages.cli", {"torch", "mlflow", "numpy", "pydantic", "dvc"}),
     ],
 )

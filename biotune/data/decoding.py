@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
+from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Formats that Pillow recognises and cannot decode by itself, or only by running Ghostscript.
 _NOT_DECODED: Final = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+_MAX_PIXELS: Final = 89_478_485
+"""Pillow's own limit, above which it warns of a decompression bomb."""
 
 
 class UnusableImageError(ValueError):
@@ -42,22 +45,51 @@ def decode(file: Path, background: str) -> NDArray[np.uint8]:
             not colours.
     """
     try:
-        if file.stat().st_size == 0:
-            raise UnusableImageError("the file is empty")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=sorted(set(_formats_by_ending().values()))) as image:
-                return _to_rgb(image, background)
-    except UnusableImageError:
-        raise
+        size = file.stat().st_size
     except FileNotFoundError as error:
         what = "a link to nothing" if file.is_symlink() else "no such file"
         raise UnusableImageError(what) from error
+    except OSError as error:
+        raise UnusableImageError(f"the file cannot be read ({error.strerror})") from error
+    return _decode(file, size, background, None)
+
+
+def decode_bytes(
+    content: bytes, background: str, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
+    """The same of a file's content.
+
+    Args:
+        content: of a file.
+        background: as for :func:`decode`.
+        max_pixels: a limit below Pillow's own; it is checked before anything is decoded.
+
+    Returns, Raises:
+        As :func:`decode`.
+    """
+    return _decode(BytesIO(content), len(content), background, max_pixels)
+
+
+def _decode(
+    file: Path | BytesIO, size: int, background: str, max_pixels: int | None
+) -> NDArray[np.uint8]:
+    if size == 0:
+        raise UnusableImageError("the file is empty")
+    limit = min(max_pixels or _MAX_PIXELS, _MAX_PIXELS)
+    too_large = f"it has more than {limit:,} pixels: make it smaller"
+    try:
+        # Pillow only warns of twice the pixels that it allows; catching a warning is not safe with
+        # several threads.
+        with Image.open(file, formats=sorted(set(_formats_by_ending().values()))) as image:
+            if image.width * image.height > limit:
+                raise UnusableImageError(too_large)
+            return _to_rgb(image, background)
+    except UnusableImageError:
+        raise
     except UnidentifiedImageError as error:
         raise UnusableImageError("the file is no image that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise UnusableImageError(f"it has more than {limit:,} pixels: make it smaller") from error
+        raise UnusableImageError(too_large) from error
     except Exception as error:
         # Pillow's decoders raise nearly anything on damaged files (OSError, SyntaxError,
         # struct.error, IndexError, …).

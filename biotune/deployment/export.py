@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -17,6 +18,13 @@ from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.checkpoints import ModelCard
 
 OPSET = 20
+"""ONNX Runtime has it since 1.17."""
+
+IR_VERSION = 10
+"""The version of the file's format, which ONNX Runtime has since 1.18."""
+
+FORMAT = "biotune-classifier/1"
+"""Of the graph's input, output and metadata; raised when a reader must know of a change."""
 
 
 class Classifier(nn.Module):
@@ -47,16 +55,26 @@ class Classifier(nn.Module):
         return logits.softmax(dim=1)
 
 
-def export_onnx(backbone: Backbone, card: ModelCard, path: Path) -> None:
+def export_onnx(
+    backbone: Backbone,
+    card: ModelCard,
+    path: Path,
+    *,
+    background: str = "white",
+    described: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``path``: input ``image``, output ``probabilities``, all its weights inside.
 
-    Its metadata holds ``classes`` (a JSON list, in the order of the outputs), ``plan``,
-    ``backbone`` and ``image_size``.
+    Its metadata holds, as JSON: ``classes`` (in the order of the outputs), ``plan``,
+    ``image_size``, ``input`` (how pixels are made of a file, and what becomes of them), whatever is
+    in ``described``; and as text ``backbone``, ``name`` (the plan's) and ``format``.
 
     Args:
         backbone: fine-tuned.
         card: what it is.
         path: to write; overwritten.
+        background: what showed through transparent pixels in training.
+        described: more entries, JSON values, such as the metrics on the test split.
     """
     classifier = Classifier(backbone, card.image_size).eval()
     # A batch of two: the exporter may take a batch of one for a constant (pytorch #157621).
@@ -78,17 +96,32 @@ def export_onnx(backbone: Backbone, card: ModelCard, path: Path) -> None:
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     _strip_debug_metadata(model)
-    onnx.helper.set_model_props(
-        model,
-        {
-            "classes": json.dumps(list(card.classes), ensure_ascii=False),
-            "plan": card.plan.to_json(),
-            "backbone": card.backbone,
-            "image_size": str(card.image_size),
-        },
-    )
+    model.ir_version = IR_VERSION
+    entries: dict[str, Any] = {
+        "classes": list(card.classes),
+        "plan": dict(card.plan),
+        "image_size": card.image_size,
+        "input": _input_recipe(card, background),
+        **(described or {}),
+    }
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in entries.items()}
+    texts |= {"backbone": card.backbone, "name": card.name, "format": FORMAT}
+    onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
+
+
+def _input_recipe(card: ModelCard, background: str) -> dict[str, Any]:
+    """From an image file to what the network sees; all but the first line is in the graph."""
+    return {
+        "decode": "8-bit RGB, the camera's rotation applied, the first frame",
+        "background": background,
+        "resize": f"antialiased bilinear to {card.image_size} x {card.image_size}, stretched, "
+        "rounded to whole levels",
+        "crop": None,
+        "mean": list(card.mean),
+        "std": list(card.std),
+    }
 
 
 def _strip_debug_metadata(model: onnx.ModelProto) -> None:

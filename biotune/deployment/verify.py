@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -41,33 +38,15 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32]) -> Agreemen
     return Agreement(float(same.mean()), float(np.abs(first - second).max()))
 
 
-def onnx_probabilities(
-    model: Path, images: NDArray[np.uint8], indices: NDArray[np.int64], batch_size: int
-) -> Iterator[NDArray[np.float32]]:
-    """Run an exported model on the CPU, batch by batch.
+def prepared_by_torch(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """What the prepare stage makes of a decoded image.
 
     Args:
-        model: the ``.onnx`` file.
-        images: uint8 [N, S, S, 3].
-        indices: which of them, [n].
-        batch_size: images per call, at least 1.
-
-    Yields:
-        float32 [b, classes] for every batch, in the order of ``indices``.
-    """
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    for begin in range(0, len(indices), batch_size):
-        batch = np.ascontiguousarray(images[indices[begin : begin + batch_size]])
-        (probabilities,) = session.run(["probabilities"], {"image": batch})
-        yield probabilities
-
-
-def resized_by_torch(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """What the prepare stage makes of images: uint8 [n, size, size, 3].
-
-    Args:
-        images: uint8 [n, H, W, 3].
+        image: uint8 [H, W, 3].
         size: in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
     """
-    resized = [resize(torch.from_numpy(one[None]), size) for one in images]  # memory for one
-    return torch.cat(resized).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+    resized = resize(torch.from_numpy(image[np.newaxis]), size)[0]
+    return resized.permute(1, 2, 0).to(torch.uint8).contiguous().numpy()

@@ -1,34 +1,11 @@
-"""One export for all tests of this room: it takes seconds."""
+"""Tests of this room compute on one thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-
-from biotune.data import DigitsSource, PreparedImages, prepare_images
-from biotune.deployment.export import export_onnx
-from biotune.finetuning.backbones import Backbone
-from biotune.finetuning.checkpoints import ModelCard
-from biotune.finetuning.compute import Compute
-from biotune.finetuning.fitness import Trainer, TrainingTask
-from biotune.finetuning.training import TrainingSettings
-from biotune.plan import FineTunePlan
-
-CLASSES = ("zero", "été", "冬", 'a "quoted" one', "four", "five", "six", "seven", "eight", "nine")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A network trained on digits for a moment, its card, its images, and its ONNX file."""
-
-    path: Path
-    backbone: Backbone
-    card: ModelCard
-    prepared: PreparedImages
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,35 +14,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("exported")
-    prepared = prepare_images(
-        DigitsSource(),
-        folder / "prepared",
-        image_size=48,
-        train_images=40,
-        validation_images=40,
-        seed=0,
-    )
-    trainer = Trainer(folder / "prepared", "efficientnet_lite0", "imagenet", Compute())
-    trained = ("blocks.4", "blocks.5", "classifier")
-    plan = FineTunePlan({b: 5.0 if b in trained else None for b in trainer.backbone.blocks})
-    trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 10, 0.001)))
-    backbone = trainer.backbone
-    card = ModelCard(
-        backbone=backbone.name,
-        classes=CLASSES,
-        plan=plan,
-        name="g0-1",
-        image_size=48,
-        mean=backbone.mean,
-        std=backbone.std,
-        validation_score=0.5,
-    )
-    (folder / "deploy").mkdir()
-    path = folder / "deploy" / "model.onnx"
-    export_onnx(backbone, card, path)
-    return Exported(path, backbone, card, prepared)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from biotune.deployment.verify import Agreement, compare, onnx_probabilities
+from biotune.data import DigitsSource
+from biotune.deployment.predictor import Predictor
+from biotune.deployment.verify import Agreement, compare, prepared_by_torch
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 
 FIRST = np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
@@ -36,23 +38,27 @@ def test_a_comparison_of_nothing_is_refused():
         compare(FIRST[:0], FIRST[:0])
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_the_exported_model_runs_batch_by_batch_in_the_order_of_the_indices(exported, batch_size):
+def test_the_exported_model_agrees_with_the_network_that_it_came_from(exported):
     prepared = exported.prepared
     indices = prepared.indices("validation")[:9][::-1]
-    batches = list(onnx_probabilities(exported.path, prepared.images, indices, batch_size))
-    sizes = [batch_size] * (9 // batch_size) + [9 % batch_size] * bool(9 % batch_size)
-    assert [len(batch) for batch in batches] == sizes
+    found = Predictor(exported.path).probabilities(list(prepared.images[indices]))
     subset = ImageSubset(prepared.images, prepared.labels, indices)
-    agreement = compare(np.concatenate(batches), predict_probabilities(exported.backbone, subset))
+    agreement = compare(found, predict_probabilities(exported.backbone, subset))
     assert agreement.label_agreement == 1.0
     assert 0 < agreement.largest_difference < 1e-4
+
+
+def test_torch_prepares_an_image_as_the_prepare_stage_did(exported):
+    prepared = exported.prepared
+    for row in prepared.indices("validation")[:5].tolist():
+        again = prepared_by_torch(DigitsSource().load(row), prepared.image_size)
+        assert np.array_equal(again, prepared.images[row])
 
 
 def test_another_network_is_found_out(exported):
     prepared = exported.prepared
     indices = prepared.indices("validation")
-    (probabilities,) = onnx_probabilities(exported.path, prepared.images, indices, len(indices))
+    probabilities = Predictor(exported.path).probabilities(list(prepared.images[indices]))
     shuffled = np.roll(probabilities, 1, axis=1)
     agreement = compare(probabilities, shuffled)
     assert agreement.label_agreement == 0.0

@@ -1,0 +1,56 @@
+"""Which images a person means by the paths they type."""
+
+from __future__ import annotations
+
+from glob import glob, has_magic  # Path.glob takes no absolute patterns
+from pathlib import Path
+from typing import BinaryIO
+
+from biotune.data.decoding import readable_endings
+
+
+def find_images(paths: tuple[str, ...], stdin: BinaryIO) -> list[Path | tuple[str, bytes]]:
+    """Files as they are, folders and globs with the images that are in them.
+
+    Args:
+        paths: files, folders (all below them, by the endings of image files, hidden ones left out),
+            globs (``**`` goes through folders), or ``-`` for an image on standard input.
+        stdin: read to its end if ``-`` is among them.
+
+    Returns:
+        Paths in the order given, sorted within a folder or glob; a pair of ``-`` and what was
+        read for standard input. A file that is not there is returned too: that is for the reader
+        to find.
+
+    Raises:
+        ValueError: naming a folder or glob in which there is no image.
+    """
+    found: list[Path | tuple[str, bytes]] = []
+    for path in paths:
+        if path == "-":
+            found.append(("-", stdin.read()))
+        elif Path(path).is_dir():
+            found += _images_below(Path(path))
+        elif has_magic(path) and not Path(path).exists():
+            matched = [Path(one) for one in sorted(glob(path, recursive=True))]  # noqa: PTH207
+            files = [one for one in matched if not one.is_dir()]
+            if not files:
+                raise ValueError(f"nothing matches {path!r}")
+            found += files
+        else:
+            found.append(Path(path))
+    return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    endings = readable_endings()
+    found = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in endings
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if not found:
+        raise ValueError(f"there is no image in the folder {folder}")
+    return found

@@ -1,0 +1,225 @@
+"""Classify images with an exported model. Needs numpy, Pillow and ONNX Runtime alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from biotune.data.decoding import UnusableImageError, decode, decode_bytes
+
+DEVICES: Final = ("auto", "cpu", "cuda")
+"""What may compute: ``auto`` is CUDA where ONNX Runtime has it."""
+
+_TEXTS: Final = {"backbone", "name", "format", "precision"}
+"""Entries of a model's metadata that are not JSON."""
+
+_MANY_PIXELS: Final = 2**22
+"""A batch of more leaves its memory: ONNX Runtime would keep what the largest ever needed (1.2 GB
+after one image of 40 million pixels). Of less it may keep it, and is faster for that."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        source: what the image is called, usually its path.
+        ranked: every class with its probability in [0, 1], the most probable first; empty for an
+            image that cannot be used.
+        error: why it cannot be used; empty for one that can.
+    """
+
+    source: str
+    ranked: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+
+class Predictor:
+    """An exported classifier, ready to be asked; safe to use from several threads.
+
+    >>> predictor = Predictor(Path("artifacts/deploy/model.onnx"))        # doctest: +SKIP
+    >>> for prediction in predictor.predict([Path("a.jpg")]):             # doctest: +SKIP
+    ...     print(prediction.ranked[0])
+
+    Attributes:
+        path: of the model.
+        metadata: what the file says of itself: ``classes``, ``plan``, ``input``, ``metrics``, …
+        classes: class names in the order of the outputs.
+        image_size: side of the square in pixels to which the graph brings every image.
+        background: colour that shows through transparent pixels, as in training.
+        provider: ONNX Runtime's name of what computes, such as ``CPUExecutionProvider``.
+    """
+
+    def __init__(self, model: Path, *, device: str = "auto", threads: int = 0) -> None:
+        """Load a model.
+
+        Args:
+            model: an ``.onnx`` file that ``biotune export`` wrote.
+            device: ``auto`` (CUDA where ONNX Runtime has it), ``cpu`` or ``cuda``.
+            threads: that one answer is computed with; 0 for one per core.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no model of BioTune's, or the device is not to be had.
+        """
+        self.path = model
+        self._session = _open(model, device, threads)
+        self._forgetting = onnxruntime.RunOptions()
+        self._forgetting.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.provider = str(self._session.get_providers()[0])
+        if device == "cuda" and self.provider != "CUDAExecutionProvider":
+            raise ValueError(
+                f"ONNX Runtime could not use CUDA, and would compute with {self.provider}: check "
+                "the driver and the CUDA libraries, or choose the device cpu"
+            )
+        self.metadata = read_metadata(model, self._session)
+        self.classes: tuple[str, ...] = tuple(self.metadata["classes"])
+        self.image_size = int(self.metadata["image_size"])
+        self.background = str(self.metadata["input"]["background"])
+
+    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Class probabilities of decoded images.
+
+        Images of the same size are computed together, others one group after the other.
+
+        Args:
+            images: uint8 RGB, each [height, width, 3], of any sizes.
+
+        Returns:
+            float32 [n, classes] in the order of the images; rows sum to 1.
+
+        Raises:
+            ValueError: for another type or shape.
+        """
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise ValueError(
+                    f"images must be uint8 [height, width, 3], got {image.dtype} "
+                    f"{list(image.shape)}"
+                )
+            groups[image.shape].append(index)
+        found = np.empty((len(images), len(self.classes)), dtype=np.float32)
+        for indices in groups.values():
+            batch = np.stack([images[index] for index in indices])
+            options = self._forgetting if batch.size > 3 * _MANY_PIXELS else None
+            (found[indices],) = self._session.run(["probabilities"], {"image": batch}, options)
+        return found
+
+    def decode(self, image: Path | bytes, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """An image file, or its content, as the pixels that training would have seen.
+
+        Args:
+            image: a path, or what is in a file.
+            max_pixels: of a file's content: a limit that is checked before decoding.
+
+        Returns:
+            uint8 RGB [height, width, 3].
+
+        Raises:
+            UnusableImageError: with the reason, and no file name.
+        """
+        if isinstance(image, bytes):
+            return decode_bytes(image, self.background, max_pixels)
+        return decode(image, self.background)
+
+    def rank(self, probabilities: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+        """Every class with its probability, the most probable first.
+
+        Args:
+            probabilities: of one image, [classes].
+        """
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple((self.classes[index], float(probabilities[index])) for index in order)
+
+    def predict(
+        self, images: Iterable[Path | tuple[str, bytes]], batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """Classify image files; those that cannot be used are answered with the reason.
+
+        Args:
+            images: paths, or pairs of a name and a file's content.
+            batch_size: how many are in memory and computed together, at least 1.
+
+        Yields:
+            One for each image, in their order.
+
+        Raises:
+            ValueError: for a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        remaining = iter(images)
+        while batch := list(islice(remaining, batch_size)):
+            yield from self._predict_batch(batch)
+
+    def _predict_batch(self, batch: list[Path | tuple[str, bytes]]) -> list[Prediction]:
+        decoded: dict[int, NDArray[np.uint8]] = {}
+        answers = []
+        for index, image in enumerate(batch):
+            name, content = (str(image), image) if isinstance(image, Path) else image
+            try:
+                decoded[index] = self.decode(content)
+                answers.append(Prediction(name))
+            except UnusableImageError as error:
+                answers.append(Prediction(name, error=str(error)))
+        found = self.probabilities(list(decoded.values()))
+        for index, row in zip(decoded, found, strict=True):
+            answers[index] = Prediction(answers[index].source, self.rank(row))
+        return answers
+
+
+def read_metadata(model: Path, session: onnxruntime.InferenceSession) -> Mapping[str, Any]:
+    """What an exported model says of itself.
+
+    Raises:
+        ValueError: if it does not say what it must, or not in the promised form.
+    """
+    said = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = {k: v if k in _TEXTS else json.loads(v) for k, v in said.items()}
+        if not metadata["classes"] or not isinstance(metadata["image_size"], int):
+            raise ValueError("its classes or its image_size are not usable")
+        metadata["input"]["background"]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{model} is an ONNX model, but none that `biotune export` of this version wrote "
+            f"({what}): export it again"
+        ) from error
+    return metadata
+
+
+def _open(model: Path, device: str, threads: int) -> onnxruntime.InferenceSession:
+    if device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (one per core) or more, got {threads}")
+    if not model.is_file():
+        raise FileNotFoundError(f"there is no model {model}: `biotune export` writes one")
+    available = onnxruntime.get_available_providers()
+    if device == "cuda" and "CUDAExecutionProvider" not in available:
+        raise ValueError(
+            f"this ONNX Runtime has no CUDA (only {', '.join(available)}): install "
+            "onnxruntime-gpu instead of onnxruntime, or choose the device cpu"
+        )
+    wanted = ["CPUExecutionProvider"]
+    if device != "cpu" and "CUDAExecutionProvider" in available:
+        wanted.insert(0, "CUDAExecutionProvider")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; it warns of every shape that it cannot know beforehand
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=wanted)
+    except Exception as error:  # ONNX Runtime's own exceptions have no public base class
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{model} cannot be read as an ONNX model ({reason})") from error
