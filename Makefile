@@ -27,7 +27,7 @@ run: $(VENV)/.run-installed  ## Images to ONNX: run every stage that is not up t
 	@echo "Every genome is in MLflow: make ui. The classifier is artifacts/deploy/model.onnx."
 
 test: $(VENV)/.dev-installed  ## Run the whole test suite
-	python -m pytest
+	python -m pytest -m "not containers"
 
 faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for half an hour, and count what survives
 	BIOTUNE_FAULTS=full python -m pytest -q tests/faults
@@ -52,8 +52,10 @@ images:  ## Build the images biotune-pipeline and biotune-serve (ENGINE=podman, 
 	done
 
 wheelhouse: $(VENV)/.run-installed  ## Fetch every package, so that `make images` needs no connection
-	python -m pip wheel --quiet --disable-pip-version-check --no-deps \
-		--requirement requirements.lock --wheel-dir $(WHEELHOUSE)
+	cmp --silent requirements.lock $(WHEELHOUSE)/requirements.lock || { \
+		python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+			--requirement requirements.lock --wheel-dir $(WHEELHOUSE) \
+		&& cp requirements.lock $(WHEELHOUSE); }
 
 test-containers: $(VENV)/.dev-installed  ## Build the images and run every stage in its container
 	python -m pytest -m containers tests/containers
