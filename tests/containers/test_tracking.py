@@ -1,4 +1,4 @@
-"""The MLflow server of ``compose.yaml``, on a real PostgreSQL; its client is a stage's container."""
+"""The MLflow server of ``compose.yaml`` on a real PostgreSQL, and a stage in a container."""
 
 from __future__ import annotations
 
