@@ -108,7 +108,7 @@ class Engine:
     def _import_base(self, name: str) -> None:
         """What a slim Python image has, from Debian's packages."""
         archive = self.cache / "base.tar"
-        packages = "python3,python3-venv,python3-pip,ca-certificates,git,g++"
+        packages = "python3,python3-venv,python3-pip,ca-certificates"
         done = self.call(
             "mmdebstrap", "--variant=minbase", f"--include={packages}", name.partition(":")[2],
             str(archive),

@@ -28,6 +28,7 @@ class Postgres:
 
     def __init__(self, binaries: Path, folder: Path) -> None:
         self._binaries, self._data = binaries, folder / "data"
+        self._said = folder / "said"
         self.port = free_port()
         # As root it refuses to run; Debian's package makes a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
@@ -49,20 +50,21 @@ class Postgres:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = f"-c listen_addresses=127.0.0.1 -c unix_socket_directories= -p {self.port}"
-        log = str(self._data / "log")
-        self._call("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
+        self._call("pg_ctl", "-D", str(self._data), "-w", "-o", options, "start")
 
     def stop(self) -> None:
         """Stop it as a shutdown of the machine does."""
         self._call("pg_ctl", "-D", str(self._data), "-w", "-m", "fast", "stop")
 
     def _call(self, program: str, *words: str) -> None:
-        done = subprocess.run(
-            [str(self._binaries / program), *words],
-            user=self._user,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a pipe would stay open as long as the server runs
-            stderr=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, f"{program} {words}: {done.returncode}"
+        # Not into a pipe, which would stay open as long as the server runs.
+        with self._said.open("ab") as said:
+            done = subprocess.run(
+                [str(self._binaries / program), *words],
+                user=self._user,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+        assert done.returncode == 0, f"{program} {words}:\n{self._said.read_text()[-3000:]}"

@@ -74,7 +74,7 @@ def test_mlflow_knows_the_image_of_every_stage(engine: Engine, reproduced: Repro
     assert set(stages) == {"search", "finetune", "evaluate", "export"}
     image = f"sha256:{engine.inspect('biotune-pipeline')['Id']}"
     assert {run.data.tags["biotune.image"] for run in stages.values()} == {image}
-    assert reproduced.clone.read("artifacts/deploy/lineage.json")["image"] == image
+    assert reproduced.clone.read("artifacts/lineage.json")["image"] == image
 
 
 def test_the_artifacts_that_mlflow_names_are_there_on_the_host(reproduced: Reproduced) -> None:
