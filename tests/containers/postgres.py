@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from tempfile import mkdtemp
 
 
 def find_postgres() -> Path | None:
@@ -26,18 +27,16 @@ def free_port() -> int:
 class Postgres:
     """One server with a database ``mlflow``, which this machine's users may use."""
 
-    def __init__(self, binaries: Path, folder: Path) -> None:
-        self._binaries, self._data = binaries, folder / "data"
-        self._said = folder / "said"
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        # Not in pytest's folder, which is closed to the user that the server runs as.
+        self._folder = Path(mkdtemp(prefix="biotune-postgres-"))
+        self._data, self._said = self._folder / "data", self._folder / "said"
         self.port = free_port()
         # As root it refuses to run; Debian's package makes a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
-        self._data.mkdir()
         if self._user:
-            shutil.chown(self._data, self._user)
-            for parent in self._data.parents:
-                if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-                    parent.chmod(parent.stat().st_mode | 0o011)
+            shutil.chown(self._folder, self._user)
         self._call("initdb", "--auth=trust", "--username=mlflow", "--no-sync", str(self._data))
         self.start()
         self._call("createdb", *("-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow"), "mlflow")
@@ -55,6 +54,11 @@ class Postgres:
     def stop(self) -> None:
         """Stop it as a shutdown of the machine does."""
         self._call("pg_ctl", "-D", str(self._data), "-w", "-m", "fast", "stop")
+
+    def remove(self) -> None:
+        """Stop it, and forget all that it holds."""
+        self.stop()
+        shutil.rmtree(self._folder)
 
     def _call(self, program: str, *words: str) -> None:
         # Not into a pipe, which would stay open as long as the server runs.

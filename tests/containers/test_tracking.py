@@ -69,13 +69,13 @@ class ServerInContainer:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     binaries = find_postgres()
     if binaries is None:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
-    server = Postgres(binaries, tmp_path_factory.mktemp("postgres"))
+    server = Postgres(binaries)
     yield server
-    server.stop()
+    server.remove()
 
 
 @pytest.fixture(scope="module")
