@@ -170,8 +170,8 @@ def predict(stage: str, params: Params, prepared: Path, inputs: Sequence[Path]) 
     """Say what ``evaluate`` or ``export`` takes, and which of its inputs are still to be made."""
     expected = _checked(params, params.finetune, prepared)
     cost, _ = _cost(params, params.finetune, expected)
-    # Two models and all their runs; or torch, and ONNX Runtime twice.
-    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 3
+    # Two models and all their runs; or torch, and ONNX Runtime in each form and batch size.
+    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 8
     seconds = passes * expected.count("test") * cost.predict_seconds
     rows = [
         ("images", _images(expected)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -59,7 +60,10 @@ def write_mlflow_model(onnx_file: Path, folder: Path, example: NDArray[np.uint8]
         folder: to write.
         example: uint8 [1, height, width, 3], small.
     """
-    import mlflow.onnx
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, of the type hints of a class of its own
+        import mlflow.onnx
+        import mlflow.pyfunc.model  # which the other would import when it is used
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec

@@ -37,10 +37,11 @@ class ServeProcess:
 
     model: Path
     options: tuple[str, ...] = ()
+    program: tuple[str, ...] = (sys.executable, "-m", "stages.cli")
     port: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "stages.cli", "serve", str(self.model), "--port", "0"]
+        command = [*self.program, "serve", str(self.model), "--port", "0"]
         self.process = subprocess.Popen(
             [*command, "--device", "cpu", "--threads", "1", *self.options],
             stderr=subprocess.PIPE,

@@ -24,7 +24,7 @@ ALLOWED = {
         "biotune.finetuning",
         "biotune.deployment",
     },
-    "stages": {"biotune", "pipeline"},
+    "stages": {"biotune", "biotune.commands", "pipeline"},
 }
 """Room → the rooms that its modules may import, beside their own."""
 

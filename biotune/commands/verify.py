@@ -23,8 +23,8 @@ def main(ctx: click.Context, model: Path, device: str) -> None:
 
     \b
     Examples:
-      biotune verify deploy/model.onnx
-      biotune verify deploy/model.int8.onnx --device cpu
+      biotune verify model.onnx
+      biotune verify artifacts/deploy/model.int8.onnx --device cpu
     """
     from biotune.deployment.bundle import check_bundle
 

@@ -217,6 +217,9 @@ def _open(model: Path, device: str, threads: int) -> onnxruntime.InferenceSessio
         wanted.insert(0, "CUDAExecutionProvider")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait by spinning make others wait: three times the processor time an image was
+    # seen on a busy machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; it warns of every shape that it cannot know beforehand
     try:
         return onnxruntime.InferenceSession(model, options, providers=wanted)

@@ -76,7 +76,7 @@ def quantize_int8(model: Path, out: Path, batches: Iterable[NDArray[np.uint8]]) 
 
 
 def convert_fp16(model: Path, out: Path) -> None:
-    """Weights and computation in 16-bit floats; input, output and the last softmax as before.
+    """Weights and computation in 16-bit floats; the types of input and output as before.
 
     For GPUs: ONNX Runtime's CPU provider mostly converts back.
 
@@ -86,9 +86,8 @@ def convert_fp16(model: Path, out: Path) -> None:
     """
     original = onnx.load(model)
     before, _ = _before_the_network(original.graph)
-    last = original.graph.node[-1].name
     converted = convert_float_to_float16(
-        onnx.load(model), keep_io_types=True, node_block_list=[*before, last]
+        onnx.load(model), keep_io_types=True, node_block_list=before
     )
     # It puts casts in anywhere, and leaves the types of what it has changed as they were.
     del converted.graph.value_info[:]

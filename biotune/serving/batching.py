@@ -115,13 +115,16 @@ class Batcher:
                     return
                 image = self._encoded.popleft()
                 self._decoding += 1
-            usable = self._decode(image)
+            wanted = image.answer.set_running_or_notify_cancel()
+            error = self._decode(image) if wanted else None
             with self._changed:
                 self._decoding -= 1
-                if usable:
+                if wanted and error is None:
                     self._decoded.append(image)
                     self._decoded_pixels += image.pixels.size // 3
                 self._changed.notify_all()
+            if error is not None:
+                image.answer.set_exception(error)
             del image  # not to be held while this thread waits for the next
 
     def _may_decode(self) -> bool:
@@ -130,38 +133,33 @@ class Batcher:
     def _all_taken(self) -> bool:
         return self._stopped and not self._encoded
 
-    def _decode(self, image: _Image) -> bool:
-        if not image.answer.set_running_or_notify_cancel():
-            return False
+    def _decode(self, image: _Image) -> Exception | None:
         try:
             image.pixels = self._predictor.decode(image.content, self._limits.max_pixels)
         except Exception as error:
-            image.answer.set_exception(error)
-            return False
+            return error
         finally:
             image.content = b""  # what is decoded needs no more memory than its pixels
-        return True
+        return None
 
     def _compute_all(self) -> None:
         while batch := self._next_batch():
-            self._compute(batch)
-            del batch  # not to be held while this thread waits for the next
-            with self._changed:
+            rows = self._compute(batch)
+            with self._changed:  # before the answers, so that who has one finds the queue shorter
                 self._computing = 0
                 self._changed.notify_all()
+            _hand_out(batch, rows)
+            del batch  # not to be held while this thread waits for the next
 
-    def _compute(self, batch: list[_Image]) -> None:
+    def _compute(self, batch: list[_Image]) -> NDArray[np.float32] | Exception:
         begin = time.perf_counter()
         try:
             rows = self._predictor.probabilities([image.pixels for image in batch])
         except Exception as error:
             logger.exception("the model failed on a batch of %d images", len(batch))
-            for image in batch:
-                image.answer.set_exception(error)
-            return
+            return error
         self._metrics.computed(len(batch), time.perf_counter() - begin)
-        for image, row in zip(batch, rows, strict=True):
-            image.answer.set_result(row)
+        return rows
 
     def _next_batch(self) -> list[_Image]:
         with self._changed:
@@ -191,3 +189,11 @@ class Batcher:
         height, width, _ = shape
         most = max(1, min(self._limits.max_batch, self._limits.max_pixels // (height * width)))
         return [image for image in self._decoded if image.pixels.shape == shape][:most]
+
+
+def _hand_out(batch: list[_Image], rows: NDArray[np.float32] | Exception) -> None:
+    for number, image in enumerate(batch):
+        if isinstance(rows, Exception):
+            image.answer.set_exception(rows)
+        else:
+            image.answer.set_result(rows[number])

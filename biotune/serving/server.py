@@ -1,4 +1,4 @@
-"""A uvicorn server that hangs up on idle heads, and ends in order."""
+"""A uvicorn server that hangs up on those who stall, and ends in order."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from biotune.serving.memory import return_freed_memory
 if TYPE_CHECKING:
     from biotune.serving.app import Service
 
-HEAD_SECONDS: Final = 10.0
-"""A connection is closed if no whole request head has arrived after this time."""
+IDLE_SECONDS: Final = 10.0
+"""A connection is closed if for so long no whole request head comes, or nobody reads the answer."""
 
 CONNECTIONS: Final = 1000
 """More are answered 503; a process may usually have 1,024 files open."""
@@ -30,33 +30,41 @@ FINISH_SECONDS: Final = 8
 
 
 class _Protocol(H11Protocol):
-    """uvicorn waits without end for the head of a connection's request."""
+    """uvicorn waits without end for the head of a connection's request, and for its reader."""
 
-    _late: asyncio.TimerHandle | None = None
+    _headless: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if not answering and self._headless is None:
+            self._headless = self.loop.call_later(IDLE_SECONDS, self.transport.close)
+        elif answering and self._headless is not None:
+            self._headless.cancel()
+            self._headless = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(IDLE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._unwatch()
-
-    def _watch(self) -> None:
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering:
-            self._unwatch()
-        elif self._late is None:
-            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def _unwatch(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        for timer in (self._headless, self._unread):
+            if timer is not None:
+                timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -118,10 +126,16 @@ def serve(app: FastAPI, host: str, port: int, drain: float) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, for asyncio sends at once (TCP_NODELAY) only on sockets that say TCP;
+    # else each answer waits 40 ms for the client's acknowledgement of its head.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
+        listener.close()
         raise OSError(
-            f"cannot listen at {host}, port {port} ({reason}): choose another --host or --port"
+            f"cannot listen at {host}, port {port} ({error.strerror}): choose another --host or "
+            "--port"
         ) from error
+    return listener

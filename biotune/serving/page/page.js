@@ -17,18 +17,25 @@ async function showModel() {
   const shown = model.classes.slice(0, 4).join(", ");
   const more = model.classes.length > 4 ? ", …" : "";
   find("tagline").textContent = `Tells ${model.classes.length} classes apart: ${shown}${more}`;
-  const metrics = model.metrics ?? {};
-  const figures = [
-    ["Accuracy on the test images", metrics.accuracy],
-    ["Balanced accuracy", metrics.balanced_accuracy],
-  ];
-  for (const [name, value] of figures) if (typeof value === "number") fact(name, percent(value), "figure");
+  showFigures(model.metrics ?? {});
   fact("Network", model.backbone);
   fact("Input", `any size; seen at ${model.image_size} × ${model.image_size} pixels`);
   fact("Computed by", model.provider.replace("ExecutionProvider", ""));
   fact("File", `${model.file}, sha256 ${model.sha256.slice(0, 12)}…`);
   showClasses(model.classes);
   if (model.plan) showPlan(model.plan);
+}
+
+function showFigures(metrics) {
+  const { accuracy, balanced_accuracy: balanced, accuracy_interval_95: interval } = metrics;
+  const images = metrics.test_images;
+  if (typeof accuracy !== "number") return;
+  fact("Accuracy on the test images", percent(accuracy), "figure");
+  if (interval && images) {
+    const [low, high] = interval.map(percent);
+    fact("95 % interval", `${low} to ${high}, of ${images.toLocaleString("en")} images`);
+  }
+  if (typeof balanced === "number") fact("Balanced accuracy", percent(balanced));
 }
 
 function fact(name, value, kind = "") {
@@ -131,20 +138,23 @@ async function ask(files) {
     for (const file of files) form.append("files", file, file.name);
     let response;
     try {
-      response = await fetch("predict?top_k=5", { method: "POST", body: form });
+      response = await fetch("predict?top_k=3", { method: "POST", body: form });
     } catch {
       throw new Error("the server cannot be reached");
     }
     const content = await response.json().catch(() => ({}));
     if (content.images) return content.images;
     if (response.status !== 503 || tried === TRIES) {
-      throw new Error(typeof content.detail === "string" ? content.detail : `status ${response.status}`);
+      const { detail } = content;
+      throw new Error(typeof detail === "string" ? detail : `status ${response.status}`);
     }
-    await new Promise((done) => setTimeout(done, 1000 * (Number(response.headers.get("retry-after")) || 1)));
+    const seconds = Number(response.headers.get("retry-after")) || 1;
+    await new Promise((done) => setTimeout(done, 1000 * seconds));
   }
 }
 
 function show(item, answer) {
+  if (!item.isConnected) return; // cleared away in the meantime
   if (answer.error) {
     counts.unusable += 1;
     item.querySelector(".top").remove();

@@ -77,7 +77,7 @@ def test_what_cannot_be_used_is_answered_with_the_reason_and_stops_nothing(predi
     (tmp_path / "empty.png").touch()
     images = [
         ("good", good),
-        ("cut", good[:-20]),
+        ("cut", png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[:-500]),
         ("text", b"I am no image"),
         tmp_path / "empty.png",
         tmp_path / "absent.png",

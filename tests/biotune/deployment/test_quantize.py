@@ -34,9 +34,10 @@ def answers(file, exported):
 
 
 def test_int8_gives_nearly_the_same_answers_from_a_third_of_the_bytes(exported, int8):
-    agreement = compare(answers(int8, exported), answers(exported.path, exported))
-    assert agreement.label_agreement >= 0.9
-    assert agreement.largest_difference > 0
+    found, expected = answers(int8, exported), answers(exported.path, exported)
+    assert 0 < compare(found, expected).largest_difference < 0.3
+    # Not the labels: the network has hardly learned, and is sure of none.
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
     assert int8.stat().st_size < exported.path.stat().st_size / 3
 
 
@@ -70,7 +71,7 @@ def test_fp16_gives_nearly_the_same_answers_from_half_the_bytes(exported, tmp_pa
     assert 0 < agreement.largest_difference < 0.1
     assert out.stat().st_size < 0.55 * exported.path.stat().st_size
     raw = [np.full((20, 30, 3), 200, np.uint8)]  # another size: the resize is in 32-bit floats
-    assert np.allclose(Predictor(out, device="cpu").probabilities(raw).sum(), 1, atol=1e-5)
+    assert np.allclose(Predictor(out, device="cpu").probabilities(raw).sum(), 1, atol=1e-3)
 
 
 def test_both_say_what_the_model_said_and_their_precision(exported, int8, tmp_path):

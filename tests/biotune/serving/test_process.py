@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,31 @@ def test_while_it_drains_it_is_not_ready_and_still_answers(
             server.get("/healthz")
 
 
-def test_a_head_that_never_ends_is_hung_up_on(server: ServeProcess) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost:")
+def test_those_who_stall_are_hung_up_on(server: ServeProcess) -> None:
+    """One never ends its request's head, the other never reads what it asked for."""
+    address = ("127.0.0.1", server.port)
+    with (
+        socket.create_connection(address, 30) as talking,
+        socket.create_connection(address, 30) as deaf,
+    ):
+        talking.sendall(b"POST /predict HTTP/1.1\r\nHost:")
+        deaf.setblocking(False)
+        asked = 0
+        with suppress(BlockingIOError):
+            while asked < 50_000:
+                deaf.sendall(b"GET /page.js HTTP/1.1\r\nHost: x\r\n\r\n")
+                asked += 1
         begin = time.monotonic()
-        assert connection.recv(1) == b""
+        assert talking.recv(1) == b""
         assert 5 < time.monotonic() - begin < 20
+        time.sleep(3)
+        deaf.settimeout(10)
+        got = 0
+        with suppress(ConnectionResetError):
+            while piece := deaf.recv(2**20):
+                got += len(piece)
+        assert got < asked * 5000
+    assert server.get("/healthz").status == 200
 
 
 def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
