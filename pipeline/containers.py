@@ -205,7 +205,7 @@ def engine_argv(engine: str, call: Call, image: Image) -> list[str]:
     # Not to relabel the user's files for SELinux, which is what lets a container see them else.
     argv += ["--security-opt", "label=disable"]
     argv += ["--shm-size", str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)]
-    if not any(one.split("=")[0] in ("--network", "--net") for one in call.more):
+    if not _name_a_network(call.more):
         argv += ["--network", "host" if call.network else "none"]
     if call.gpus:
         argv += ["--gpus", "all"] if engine == "docker" else ["--device", "nvidia.com/gpu=all"]
@@ -221,7 +221,7 @@ def engine_argv(engine: str, call: Call, image: Image) -> list[str]:
 def apptainer_argv(call: Call, image: Image) -> list[str]:
     """The command that runs a stage by Apptainer, where user, pids and /dev/shm are the host's."""
     argv = ["apptainer", "exec", "--cleanenv", "--no-home", "--pwd", str(Path.cwd())]
-    if not (call.network or "--net" in call.more):
+    if not (call.network or _name_a_network(call.more)):
         argv += ["--net", "--network", "none"]
     if call.gpus:
         argv += ["--nv"]
@@ -247,6 +247,10 @@ def _for_the_engine(runtime: str, environment: Mapping[str, str]) -> dict[str, s
     """The variables by which an engine is told those of the container."""
     prefix = "APPTAINERENV_" if runtime == "apptainer" else ""
     return {f"{prefix}{name}": value for name, value in environment.items()}
+
+
+def _name_a_network(words: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] in ("--network", "--net") for word in words)
 
 
 def _names_a_server(tracking_uri: str) -> bool:

@@ -213,6 +213,9 @@ def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     told = engine.told()["environment"]
     digest = hashlib.sha256(b"an image").hexdigest()
     assert told["APPTAINERENV_BIOTUNE_IMAGE_DIGEST"] == f"sha256:{digest}"
+    more = {"BIOTUNE_IMAGE": str(image), "BIOTUNE_RUNTIME_ARGS": "--network=host"}
+    engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", **more)
+    assert "--net" not in engine.told()["argv"]
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
