@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.reporting import describe_machine, markdown_table, one_line
 from pipeline import prepare, search, sync, tracking
 from pipeline.params import Params, load_params
+from pipeline.sender import Sender
 
 MODES = ("off", "own file", "dead server")
 DEAD = "http://127.0.0.1:9"
@@ -51,7 +52,7 @@ class Measured:
 
     def install(self) -> None:
         """Measure this process's tracking from now on."""
-        sender: Any = tracking._Sender
+        sender: Any = Sender
         run, finish = sender.run, sender.finish
 
         def timed_run(own: object) -> None:
@@ -100,18 +101,22 @@ def sent_later(home: Path) -> int:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over the rounds; shares are of an untracked search's wall time."""
+    """Medians over the rounds of what was measured, and of ratios within each round."""
 
-    def median(mode: str, name: str) -> float:
-        return float(np.median([one[name] for one in runs if one["tracking"] == mode]))
+    def seconds(mode: str, name: str) -> list[float]:
+        return [one[name] for one in runs if one["tracking"] == mode]  # in the rounds' order
 
-    without = median("off", "search seconds")
-    figures = {"wall, off": without}
+    def share(name: str, mode: str) -> float:
+        """Of an untracked search's wall time in the same round."""
+        pairs = zip(seconds(mode, name), seconds("off", "search seconds"), strict=True)
+        return float(np.median([one / without for one, without in pairs]))
+
+    figures = {"wall, off": float(np.median(seconds("off", "search seconds")))}
     for mode in MODES[1:]:
-        figures[f"wall, {mode}"] = median(mode, "search seconds")
-        figures[f"share added by {mode}"] = median(mode, "search seconds") / without - 1
-        figures[f"sending to {mode}, CPU share"] = median(mode, "sending, CPU seconds") / without
-        figures[f"last wait for {mode}, share"] = median(mode, "last wait, seconds") / without
+        figures[f"wall, {mode}"] = float(np.median(seconds(mode, "search seconds")))
+        figures[f"wall, {mode} ÷ off"] = share("search seconds", mode)
+        figures[f"sending to {mode}, CPU share"] = share("sending, CPU seconds", mode)
+        figures[f"last wait for {mode}, share"] = share("last wait, seconds", mode)
     return figures
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from filelock import FileLock
 
-from pipeline.errors import PipelineError
+from pipeline.database import database_lock, destination, make_database
+from pipeline.mlflow_runs import KEY_TAG, delete_twins, experiment_id, pipeline_run
+from pipeline.records import Record
 from pipeline.registry import register
-from pipeline.spool import Record, Spool
+from pipeline.spool import Spool
 
 # MLflow reads these while it is imported, which is why it is imported in functions here. Users
 # have patients' images: nothing is sent anywhere but to the tracking server they name.
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-PIPELINE_TAG = "biotune.pipeline"
-"""Tag of a pipeline's parent run: a hash of its parameters and data."""
-
-KEY_TAG = "biotune.key"
-"""Tag of every run: the spool and the record that it comes from, so that it is made once."""
-
 _BATCH: Final = {"metrics": 1000, "params": 100}
 """Most of each that MLflow takes in one request."""
 
@@ -42,6 +37,19 @@ _REFUSED: Final = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 """What MLflow says of a record that it will never take."""
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Where a spool's records go; the parent is the pipeline's run."""
+
+    client: MlflowClient
+    experiment: str
+    parent: str
+    run: str
+
+    def delete_twins(self, spool: str) -> None:
+        delete_twins(self.client, self.experiment, spool, (self.parent, self.run))
 
 
 class Delivery:
@@ -59,18 +67,26 @@ class Delivery:
     def __init__(self, spool: Spool, uri: str, home: Path) -> None:
         self.spool = spool
         self._uri, self._home = uri, home
-        self._sent = spool.sent(uri)
+        self._destination = destination(uri, home)
+        self._sent = spool.sent(self._destination)  # bytes, without gaps
+        self._arrived = spool.lines_until(self._sent)  # records, whatever is put off between them
+        self._put_off = False
         self._pending: Record | None = None
-        self._started: tuple[MlflowClient, str, str] | None = None  # experiment, run
-        self._doubtful = spool.inherited or self._sent > 0
+        self._started: _Started | None = None
+        self._doubtful = self._ever_doubtful = spool.inherited or self._sent > 0
+
+    @property
+    def started(self) -> bool:
+        """Whether the store has taken the run itself."""
+        return self._started is not None
 
     @property
     def left(self) -> int:
         """How many records have not arrived."""
-        return self.spool.written - self._sent
+        return self.spool.written - self._arrived
 
     def send_next(self) -> bool:
-        """Send one record; False if there is none that has not arrived.
+        """Send one record; False if there is none that has not arrived or is put off.
 
         Raises:
             Exception: whatever MLflow says; the record is the next one again.
@@ -81,17 +97,39 @@ class Delivery:
         try:
             self._send(record)
         except Exception as error:
-            self._doubtful = True
+            self._doubtful = self._ever_doubtful = True
             # The run itself must be there before anything else: that is tried again for ever.
             if getattr(error, "error_code", None) not in _REFUSED or record.kind == "start":
                 raise
             self.spool.set_aside(record, str(error).partition("\n")[0])
         self._pending = None
         self._doubtful = self.spool.inherited
-        if record.number >= self._sent:
-            self._sent = record.number + 1
-            self.spool.note_sent(self._sent, self._uri)
+        if record.begin >= self._sent:
+            self._arrived += 1
+            if not self._put_off:
+                self._sent = record.end
+                self.spool.note_sent(self._sent, self._destination)
         return True
+
+    def put_off(self, error: Exception) -> bool:
+        """Go on without the record that failed, which stays in the spool; False if that is no use.
+
+        One file that cannot be stored must not keep a run from its end.
+
+        Args:
+            error: what :meth:`send_next` raised.
+        """
+        if self._pending is None or self._pending.kind == "start" or is_away(error):
+            return False
+        self._pending, self._put_off = None, True
+        return True
+
+    def let_go(self) -> None:
+        """Remove the spool, or leave what has not arrived to whoever comes next."""
+        if self.left:
+            self.spool.close()
+        else:
+            self.spool.remove()
 
     def _next(self) -> Record | None:
         """The record to send: first of all the start, which says where the others go."""
@@ -99,7 +137,7 @@ class Delivery:
             record = self.spool.next_record()
             if record is None:
                 return None
-            if record.number >= self._sent or (record.number == 0 and self.left):
+            if record.begin >= self._sent or (record.begin == 0 and self.left):
                 self._pending = record
         return self._pending
 
@@ -112,8 +150,8 @@ class Delivery:
             return
         if self._started is None:
             raise ValueError(f"{self.spool.name} does not begin with its stage's start")
-        client, experiment, run_id = self._started
-        content = record.content
+        there, content = self._started, record.content
+        client, experiment, run_id = there.client, there.experiment, there.run
         if record.kind == "child":
             self._child(record, client, experiment, run_id)
         elif record.kind == "metrics":
@@ -121,25 +159,38 @@ class Delivery:
         elif record.kind == "tags":
             _log(client, run_id, tags=content)
         elif record.kind == "file":
-            file = self.spool.folder / content["file"]
-            client.log_artifact(run_id, str(file), content["folder"])
+            self._file(record, client, run_id)
         elif record.kind == "model":
             with self._lock():  # two exports at once must not both move an alias
                 register(client, run_id, (KEY_TAG, self._key(record)), content)
         elif record.kind == "end":
-            client.set_terminated(run_id, content["status"], content.get("time", record.time))
+            self._end(record, there)
 
-    def _start(self, record: Record) -> tuple[MlflowClient, str, str]:
+    def _file(self, record: Record, client: MlflowClient, run_id: str) -> None:
+        file = self.spool.folder / record.content["file"]
+        if file.is_file():
+            client.log_artifact(run_id, str(file), record.content["folder"])
+        else:
+            self.spool.set_aside(record, "its file is gone")
+
+    def _end(self, record: Record, there: _Started) -> None:
+        content = record.content
+        there.client.set_terminated(there.run, content["status"], content.get("time", record.time))
+        if self._ever_doubtful:
+            there.delete_twins(self.spool.name)
+
+    def _start(self, record: Record) -> _Started:
         from mlflow import MlflowClient
 
-        for chatty in ("alembic", "mlflow.store.db.utils"):  # hundreds of lines for a new database
-            logging.getLogger(chatty).setLevel(logging.WARNING)
         content = record.content
-        client = MlflowClient(self._uri)
         # Two stages that start at once must not both make the experiment, or their pipeline's run.
         with self._lock():
-            experiment = self._experiment(client, content["experiment"])
-            parent = _pipeline_run(client, experiment, content["pipeline"], content["tags"])
+            make_database(self._uri)
+            client = MlflowClient(self._uri)
+            artifacts = self._home / "mlartifacts" if self._uri.startswith("sqlite:") else None
+            experiment = experiment_id(client, content["experiment"], artifacts)
+            pipeline, tags = content["pipeline"], content["tags"]
+            parent = pipeline_run(client, experiment, pipeline, self.spool.name, tags)
         tags = {
             "mlflow.parentRunId": parent,
             "mlflow.runName": content["stage"],
@@ -147,7 +198,7 @@ class Delivery:
         }
         run_id = self._run(client, experiment, record, tags, record.time)
         _log(client, run_id, params=content["params"])
-        return client, experiment, run_id
+        return _Started(client, experiment, parent, run_id)
 
     def _child(self, record: Record, client: MlflowClient, experiment: str, parent: str) -> None:
         from mlflow.entities import Metric
@@ -183,39 +234,10 @@ class Delivery:
         return str(made.info.run_id)
 
     def _lock(self) -> FileLock:
-        destination = hashlib.sha256(self._uri.encode()).hexdigest()[:8]
-        return FileLock(self._home / f"mlflow-{destination}.lock")
+        return database_lock(self._home, self._uri)
 
     def _key(self, record: Record) -> str:
         return f"{self.spool.name}/{record.number}"
-
-    def _experiment(self, client: MlflowClient, name: str) -> str:
-        known = client.get_experiment_by_name(name)
-        if known is None:
-            own_files = self._uri.startswith("sqlite:")
-            location = (self._home / "mlartifacts").as_uri() if own_files else None
-            return str(client.create_experiment(name, artifact_location=location))
-        if known.lifecycle_stage != "active":
-            raise PipelineError(
-                f"the experiment {name!r} is deleted in MLflow: restore it there (mlflow "
-                f"experiments restore -x {known.experiment_id}), or name another as "
-                "tracking.experiment"
-            )
-        return str(known.experiment_id)
-
-
-def _pipeline_run(
-    client: MlflowClient, experiment: str, identity: str, tags: Mapping[str, str]
-) -> str:
-    known = client.search_runs([experiment], f"tags.`{PIPELINE_TAG}` = '{identity}'", max_results=1)
-    if known:
-        run_id, running = str(known[0].info.run_id), known[0].info.status == "RUNNING"
-    else:
-        own = {PIPELINE_TAG: identity, "mlflow.runName": f"pipeline {identity[:8]}", **tags}
-        run_id, running = str(client.create_run(experiment, tags=own).info.run_id), True
-    if running:  # no process spans a pipeline; nobody is left to end its run later
-        client.set_terminated(run_id, "FINISHED")
-    return run_id
 
 
 def _log(
@@ -251,12 +273,17 @@ def _metrics(values: Mapping[str, float], time: int) -> list[Metric]:
     return [Metric(key, float(value), time, 0) for key, value in values.items()]
 
 
-def send_all(delivery: Delivery, on_record: Callable[[], Any]) -> None:
-    """Send what a spool holds, and remove it.
+def is_away(error: BaseException | None) -> bool:
+    """Whether the store, or the way to it, is what failed, so that no other record would arrive."""
+    from requests.exceptions import ConnectionError as NoConnection
+    from requests.exceptions import Timeout
+    from sqlalchemy.exc import OperationalError
 
-    Raises:
-        Exception: whatever MLflow says; what has arrived is noted.
-    """
-    while delivery.send_next():
-        on_record()
-    delivery.spool.remove()
+    away = (ConnectionError, TimeoutError, NoConnection, Timeout, OperationalError)
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # MLflow wraps what it got
+        if isinstance(error, away):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

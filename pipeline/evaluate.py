@@ -72,6 +72,7 @@ def run(
     Raises:
         ValueError, OSError: for inputs that cannot be used.
     """
+    home = biotune_home()
     images = PreparedImages.open(prepared)
     images.check_files()
     test = ImageSubset(images.images, images.labels, images.indices("test"))
@@ -84,7 +85,7 @@ def run(
     for backbone in (winner, recipe):
         backbone.to(compute.device)
     check_writable(files.metrics, files.predictions, files.confusion, files.classes)
-    with tracked_stage("evaluate", params, images.fingerprint, biotune_home()) as tracked:
+    with tracked_stage("evaluate", params, images.fingerprint, home) as tracked:
         probabilities, recipe_probabilities = (
             predict_probabilities(network, test, compute) for network in (winner, recipe)
         )

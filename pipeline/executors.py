@@ -70,6 +70,8 @@ class WorkerPool:
         setup: of the network that each worker builds, once.
         workers: how many, at least 1.
         on_attempt: called for every run that had no result and is tried again, or was given up.
+        on_finished: called with every result at the moment of its receipt, before anything else can
+            fail: what is to be kept is kept there.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class WorkerPool:
         setup: TrainerSetup,
         workers: int,
         on_attempt: Callable[[Attempt], None] = lambda _: None,
+        on_finished: Callable[[TrainingTask, LearningCurve], None] = lambda *_: None,
     ) -> None:
-        self._on_attempt = on_attempt
+        self._on_attempt, self._on_finished = on_attempt, on_finished
         self._waiting: deque[_Waiting] = deque()
         self._finished: deque[tuple[TrainingTask, LearningCurve]] = deque()
         self._busy: dict[Worker, _Waiting] = {}
@@ -125,8 +128,14 @@ class WorkerPool:
                 raise ValueError("no task is being waited for: submit one first")
             self._assign()
             by_connection = {worker.connection: worker for worker in self._busy}
+            errors: list[Exception] = []
             for connection in wait(list(by_connection)):
-                self._take(by_connection[connection])  # type: ignore[index]
+                try:  # one answer that is an error must not cost the others
+                    self._take(by_connection[connection])  # type: ignore[index]
+                except Exception as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
         return self._finished.popleft()
 
     def train(
@@ -166,9 +175,10 @@ class WorkerPool:
             raise answer.error
         if answer.curve is None:
             raise RuntimeError("a worker answered with neither a curve nor an error")
+        self._on_finished(waiting.job.task, answer.curve)
+        self._finished.append((waiting.job.task, answer.curve))
         for reason in answer.out_of_memory[:1]:
             self._on_attempt(Attempt(waiting.job.task, f"out of memory: {reason}"))
-        self._finished.append((waiting.job.task, answer.curve))
 
     def _lost(self, worker: Worker, waiting: _Waiting, answer: Answer) -> None:
         """Have the run done elsewhere, unless it was lost too often."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,21 @@ import numpy as np
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
+from biotune.files import put_folder, scratch_beside
 from biotune.finetuning.backbones import Backbone, build_backbone, weights_identity
 from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
+from pipeline.attempts import tracked_attempts
 from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
-from pipeline.executors import Attempt, TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
 from pipeline.outputs import (
     check_writable,
-    csv_text,
     read_json,
-    remove_leftovers,
     write_csv,
     write_json,
     written_beside,
@@ -106,6 +105,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         ValueError, OSError: before any training, for inputs that cannot be used.
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
+    home = biotune_home()
     images = PreparedImages.open(prepared)
     images.check_files()
     # The workers build it too; here it finds what is wrong with the weights before they start.
@@ -119,15 +119,14 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     _check_replaceable(files.seeds)
-    home = biotune_home()
     identity = weights_identity(params.model.backbone, params.model.weights)
     inputs = shared_inputs(images.fingerprint, params.model.backbone, identity, compute)
-    attempts: list[Attempt] = []
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("finetune", params, images.fingerprint, home) as tracked,
-        _scratch_folder(files.seeds) as scratch,
-        WorkerPool(setup, workers, attempts.append) as pool,
+        scratch_beside(files.seeds, alone=True) as scratch,
+        tracked_attempts(store, tracked) as attempts,
+        WorkerPool(setup, workers, attempts.note) as pool,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
         trained = scratch / "trained"
@@ -138,9 +137,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         winner, recipe = _sorted_by_plan(plans, planned, curves)
         _keep(winner, files.model, images, backbone)
         _keep(recipe, files.baseline, images, backbone)
-        if files.seeds.exists():
-            files.seeds.rename(scratch / "old")
-        trained.rename(files.seeds)
+        put_folder(trained, files.seeds, scratch / "old")
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
         metrics = _metrics(both)
@@ -149,9 +146,6 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
             for seed in one.curves:
                 tracked.child(_tracked(role, one, seed))
         tracked.metrics(metrics)
-        if attempts:
-            rows = [one.row() for one in attempts]
-            tracked.text("attempts.csv", csv_text(rows, list(rows[0])))
         for file in progress.values():
             file.unlink(missing_ok=True)
     _print_summary(both)
@@ -196,19 +190,6 @@ def _check_replaceable(seeds: Path) -> None:
             f"{seeds} exists and holds something else than weights: choose another folder, or move "
             "it away"
         )
-
-
-@contextmanager
-def _scratch_folder(beside: Path) -> Iterator[Path]:
-    """An empty folder beside another, removed at the end; a killed stage's is removed now."""
-    begin = f".{beside.name}-"
-    remove_leftovers(beside.parent, begin)
-    scratch = beside.with_name(f"{begin}{os.getpid()}")
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _planned(

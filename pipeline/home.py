@@ -14,13 +14,22 @@ def biotune_home(start: Path | None = None) -> Path:
 
     Args:
         start: the folder a stage runs in; default the current one.
+
+    Raises:
+        OSError: if it is no folder and cannot be made one.
     """
     named = os.environ.get("BIOTUNE_HOME")
     if named:
         home = Path(named).expanduser().resolve()
     else:
         home = main_checkout((start or Path.cwd()).resolve()) / ".biotune"
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "is a file" if isinstance(error, FileExistsError) else f"cannot be made ({error})"
+        raise OSError(
+            f"the home folder {home} {what}: set BIOTUNE_HOME to a folder that can be written"
+        ) from error
     return home
 
 

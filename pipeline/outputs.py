@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import csv
 import errno
-import glob
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from biotune.files import put_file, put_folder, scratch_beside
+
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; renamed to it at the end, removed on an error.
+    """A temporary path to write to; it takes the place of ``path`` at the end, or is removed.
 
-    Folders on the way are made. The temporary name keeps the suffix, which some writers look at.
-    What a killed process has left of the same file is removed.
+    Folders on the way are made. The temporary file has the same name, in a folder beside ``path``.
 
     Raises:
         OSError: naming ``path``, if it cannot be written.
     """
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, f".{path.stem}.", path.suffix)
-        yield beside
-        with beside.open("rb") as stream:
-            os.fsync(stream.fileno())  # or a power cut could leave the new name with nothing in it
-        beside.replace(path)
+        with scratch_beside(path) as scratch:
+            yield scratch / path.name
+            put_file(scratch / path.name, path)
     except OSError as error:
         _raise_if_full(error, path)
         raise
-    finally:
-        with suppress(OSError):  # it never came to be
-            beside.unlink()
 
 
 @contextmanager
@@ -52,6 +43,7 @@ def folder_written_beside(folder: Path, mark: str) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if ``folder`` is something else.
+        BlockingIOError: if another process is writing it.
         OSError: naming ``folder``, if it cannot be written.
     """
     if folder.exists() and (
@@ -61,32 +53,15 @@ def folder_written_beside(folder: Path, mark: str) -> Iterator[Path]:
             f"{folder} exists and holds something else ({mark} is not in it): choose another "
             "folder, or move it away"
         )
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    old = folder.with_name(f".{folder.name}-old.{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for kind in (beside, old):
-            remove_leftovers(folder.parent, kind.name.removesuffix(str(os.getpid())))
-        beside.mkdir()
-        yield beside
-        _synchronise(beside)
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
+        with scratch_beside(folder, alone=True) as scratch:
+            fresh = scratch / "new"
+            fresh.mkdir()
+            yield fresh
+            put_folder(fresh, folder, scratch / "old")
     except OSError as error:
         _raise_if_full(error, folder)
         raise
-    finally:
-        for left in (beside, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _synchronise(folder: Path) -> None:
-    """Or a power cut could leave the new names with nothing in them."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def _raise_if_full(error: OSError, path: Path) -> None:
@@ -94,24 +69,6 @@ def _raise_if_full(error: OSError, path: Path) -> None:
         raise OSError(
             error.errno, f"{path} cannot be written: the disk is full; free space and run again"
         ) from error
-
-
-def remove_leftovers(folder: Path, begin: str, end: str = "") -> None:
-    """Remove what processes that are gone have left: names of ``begin``, process id, ``end``."""
-    for left in folder.glob(f"{glob.escape(begin)}*{glob.escape(end)}"):
-        process = left.name.removeprefix(begin).removesuffix(end)
-        if process.isdecimal() and not _is_running(int(process)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is, and another user's
-        pass
-    return True
 
 
 def check_writable(*paths: Path) -> None:

@@ -49,7 +49,12 @@ class Runs(Protocol):
 
 
 class TrainingRuns:
-    """Answers training tasks from the store, or trains them on the workers and stores them."""
+    """Answers training tasks from the store, or has them trained by the workers.
+
+    Args:
+        store: looked into. It is the pool that puts each result there, at its receipt.
+        pool: trains.
+    """
 
     def __init__(self, store: EvaluationStore, pool: Workers) -> None:
         self._store = store
@@ -69,7 +74,6 @@ class TrainingRuns:
         if self._known:
             return self._known.popleft()
         task, curve = self._pool.next_finished()
-        self._store.put(task, curve)
         return TrainingRun(task, curve, from_store=False)
 
 

@@ -13,13 +13,14 @@ from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
+from pipeline.attempts import tracked_attempts
 from pipeline.compute import check_training, describe, resolve_compute
 from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
-from pipeline.executors import Attempt, TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, csv_text, write_csv, write_json
+from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params, SearchParams
 from pipeline.plots import search_figures
 from pipeline.runs import TrainingRuns
@@ -50,6 +51,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         ValueError, OSError: before any training, for inputs that cannot be used.
         SearchFailedError, LostWorkerError, FreezeProofError: as they say.
     """
+    home = biotune_home()
     model, section = params.model, params.search
     compute = resolve_compute(params.runtime, model.backbone)
     images, sizes = _checked_inputs(params, prepared)
@@ -60,13 +62,12 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     workers = resolve_workers(params.runtime.workers, compute.device)
     cache = params.runtime.feature_cache_bytes // workers
     setup = TrainerSetup(prepared, model.backbone, model.weights, compute, cache)
-    home = biotune_home()
     print(f"Training on {describe(compute)}; {workers} at a time")
-    attempts: list[Attempt] = []
     with (
         closing(EvaluationStore(home, inputs)) as store,
         tracked_stage("search", params, images.fingerprint, home) as tracked,
-        WorkerPool(setup, workers, lambda one: _note(one, attempts, store)) as pool,
+        tracked_attempts(store, tracked) as attempts,
+        WorkerPool(setup, workers, attempts.note, store.put) as pool,
         _Progress(params, sizes, tracked) as progress,
     ):
         tracked.tags({"biotune.compute": describe(compute)})
@@ -77,18 +78,10 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         tracked.metrics(headline)
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(result.evaluated))
-        if attempts:
-            rows = [one.row() for one in attempts]
-            tracked.text("attempts.csv", csv_text(rows, list(rows[0])))
     _print_summary(result, sizes, section, headline)
     for one in attempts:
         print(f"Tried again: seed {one.task.seed} of {one.task.plan}, because of {one.reason}")
     return result
-
-
-def _note(one: Attempt, attempts: list[Attempt], store: EvaluationStore) -> None:
-    attempts.append(one)
-    store.add_attempt(one.task, one.reason)
 
 
 def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dict[str, int]]:

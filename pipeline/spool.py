@@ -6,40 +6,26 @@ left behind, sent or not, is taken up by the next one: no record is lost, whatev
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
+from biotune.files import synchronise
+from pipeline.records import Record, parse, to_line
+
 log = logging.getLogger(__name__)
 
-_CHECKSUM_DIGITS: Final = 16
-
-
-@dataclass(frozen=True)
-class Record:
-    """One thing to be sent.
-
-    Attributes:
-        number: its place in the spool, from 0.
-        kind: what it is; ``damaged`` if its line is not what was written.
-        time: when it happened, in milliseconds since 1970.
-        content: JSON values.
-    """
-
-    number: int
-    kind: str
-    time: int
-    content: Mapping[str, Any]
+_NAME: Final = re.compile(r"\.?\d{20}-[a-z]+-[0-9a-f]{8}")
+"""Of a spool's folder; with a dot while it is being removed. Whatever else is there is not ours."""
 
 
 class Spool:
@@ -51,15 +37,20 @@ class Spool:
         folder: with ``records.jsonl``, ``sent.json`` and the copies of files.
         lock: held by this process.
         inherited: whether another process has written it.
+
+    Attributes:
+        written: how many lines there are.
+        destination: where its stage was to send it; None if that is not known.
     """
 
     def __init__(self, folder: Path, lock: FileLock, *, inherited: bool) -> None:
         self.folder, self.inherited = folder, inherited
+        self.destination: str | None = None
         self._lock = lock
         self._file = folder / "records.jsonl"
         self._offset = 0  # of the next line that is read
         self._read = 0  # how many lines were
-        self.written = self._close_torn() if inherited else 0
+        self._size, self.written, self._numbers = self._close_torn() if inherited else (0, 0, 0)
 
     @property
     def name(self) -> str:
@@ -72,19 +63,23 @@ class Spool:
         Raises:
             OSError: naming the file, if it cannot be written; the spool stays as it was.
         """
-        text = json.dumps({"kind": kind, "time": _now(), "content": content})
-        line = f"{_checksum(text)} {text}\n".encode()
-        size = self._file.stat().st_size if self._file.exists() else 0
+        line = to_line(self._numbers, kind, _now(), content)
         try:
             with self._file.open("ab") as stream:
                 stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except OSError as error:
+            if not self._size:
+                synchronise(self.folder)
+        except BaseException as error:  # Ctrl-C, too, may come while the disk is waited for
             if self._file.exists():
-                os.truncate(self._file, size)
-            raise _cannot_keep(error, self._file) from error
+                os.truncate(self._file, self._size)
+            if isinstance(error, OSError):
+                raise _cannot_keep(error, self._file) from error
+            raise
+        self._numbers += 1
         self.written += 1
+        self._size += len(line)  # last: only now is it read
 
     def keep_file(self, file: Path) -> str:
         """Copy a file, which may be changed before it is sent; the copy's place in the spool.
@@ -92,53 +87,56 @@ class Spool:
         Raises:
             OSError: if either cannot be read or written.
         """
-        place = f"files/{self.written}/{file.name}"
+        place = f"files/{self._numbers}/{file.name}"
         try:
             (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, self.folder / place)
+            synchronise(self.folder / place)
+            synchronise((self.folder / place).parent)
         except OSError as error:
             raise _cannot_keep(error, self.folder / place) from error
         return place
 
     def next_record(self) -> Record | None:
         """The record after the last that this gave; None while there is no more."""
-        try:
-            with self._file.open("rb") as stream:
-                stream.seek(self._offset)
-                line = stream.readline()
-        except FileNotFoundError:
+        if self._offset >= self._size:
             return None
+        begin, line = self._offset, self._line(self._offset)
         if not line.endswith(b"\n"):
-            return None  # it is just being written
+            return None
         self._offset += len(line)
         self._read += 1
-        return _parse(self._read - 1, line)
+        return parse(line, begin, self._read - 1)
 
     def rewind(self) -> None:
         """Begin again with the first record."""
         self._offset = self._read = 0
 
     def sent(self, destination: str) -> int:
-        """How many records have arrived there; those sent elsewhere do not count."""
+        """How many bytes of records have arrived there; those sent elsewhere do not count."""
         try:
             noted = json.loads((self.folder / "sent.json").read_text(encoding="utf-8"))
-            sent = int(noted["sent"]) if noted["destination"] == destination else 0
+            sent = int(noted["bytes"]) if noted["destination"] == destination else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0  # they are sent again, which changes nothing there
-        return sent if 0 <= sent <= self.written else 0
+        return sent if 0 <= sent <= self._size else 0
 
-    def note_sent(self, count: int, destination: str) -> None:
-        """Note that the first ``count`` records have arrived."""
+    def note_sent(self, end: int, destination: str) -> None:
+        """Note that the records until this byte have arrived."""
         beside = self.folder / "sent.partial"
-        beside.write_text(json.dumps({"sent": count, "destination": destination}))
+        beside.write_text(json.dumps({"bytes": end, "destination": destination}))
         beside.replace(self.folder / "sent.json")
+
+    def lines_until(self, end: int) -> int:
+        """How many lines end at this byte or before."""
+        content = self._file.read_bytes() if self._file.exists() else b""
+        return content[:end].count(b"\n")
 
     def set_aside(self, record: Record, reason: str) -> None:
         """Keep what can never be sent where a person can look at it, and say so."""
         aside = self._aside()
-        line = self._file.read_bytes().splitlines(keepends=True)[record.number]
         with (aside / f"{self.name}.jsonl").open("ab") as stream:
-            stream.write(line)
+            stream.write(self._line(record.begin))
         log.warning(
             "a record of %s cannot go to MLflow (%s): it is in %s", self.name, reason, aside
         )
@@ -167,13 +165,23 @@ class Spool:
             self._lock.release()
         shutil.rmtree(gone, ignore_errors=True)
 
-    def _close_torn(self) -> int:
-        """Cut off a last line that its process did not finish; how many there are."""
+    def _line(self, begin: int) -> bytes:
+        try:
+            with self._file.open("rb") as stream:
+                stream.seek(begin)
+                return stream.readline()
+        except FileNotFoundError:
+            return b""
+
+    def _close_torn(self) -> tuple[int, int, int]:
+        """Cut off a last line that its process did not finish; bytes, lines, and numbers in use."""
         content = self._file.read_bytes() if self._file.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
             os.truncate(self._file, whole)
-        return content.count(b"\n")
+        lines = content[:whole].split(b"\n")[:-1]
+        known = [parse(line, 0, number).number for number, line in enumerate(lines)]
+        return whole, len(lines), max([len(lines), *(number + 1 for number in known)])
 
 
 def new_spool(home: Path, stage: str) -> Spool:
@@ -217,7 +225,8 @@ def count_left_behind(home: Path) -> int:
 
 def _folders(home: Path) -> list[Path]:
     folder = home / "spool"
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    names = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [one for one in names if _NAME.fullmatch(one.name)]
 
 
 def _take(home: Path, folder: Path) -> Spool | None:
@@ -247,6 +256,7 @@ def _make_whole(spool: Spool) -> bool:
         return False
     if last.kind != "end":
         spool.append("end", {"status": "KILLED", "time": last.time or _now()})
+    spool.destination = first.content.get("destination")
     return True
 
 
@@ -260,17 +270,6 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder / "lock", thread_local=False)
 
 
-def _parse(number: int, line: bytes) -> Record:
-    try:
-        checksum, _, text = line.decode().rstrip("\n").partition(" ")
-        if checksum == _checksum(text):
-            known = json.loads(text)
-            return Record(number, known["kind"], known["time"], known["content"])
-    except ValueError:  # no UTF-8
-        pass
-    return Record(number, "damaged", 0, {})
-
-
 def _cannot_keep(error: OSError, file: Path) -> OSError:
     return OSError(
         error.errno,
@@ -278,10 +277,6 @@ def _cannot_keep(error: OSError, file: Path) -> OSError:
         "written and has free space, and run again",
         str(file),
     )
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_CHECKSUM_DIGITS]
 
 
 def _now() -> int:

@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from pipeline.errors import PipelineError
+from pipeline.store_file import checksum, open_store
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +37,25 @@ class EvaluationStore:
     """Learning curves by key, in one SQLite file; only the main process writes.
 
     What :meth:`put` was given is on disk, with a checksum, when it returns: SQLite's write-ahead
-    log with full synchronisation. Several searches may use one file at a time.
+    log with full synchronisation. Several searches may use one file at a time. A file that is
+    damaged is mended when it is opened, see :mod:`pipeline.store_file`.
 
     Args:
         home: folder of the file ``evaluations.sqlite``, which is made if it is not there.
         inputs: what all tasks of a search share; see :func:`shared_inputs`.
 
     Raises:
-        PipelineError: here and in every method, if the file is damaged or cannot be written.
+        PipelineError: here and in every method, if the file cannot be used: it cannot be written,
+            is damaged while it is open, or was written by a newer BioTune.
     """
 
     def __init__(self, home: Path, inputs: Mapping[str, object]) -> None:
         self._inputs = dict(inputs)
         self._path = home / "evaluations.sqlite"
-        # Each statement commits by itself. SQLite itself does not wait for another process that
-        # is changing the mode of the file, so only one opens it at a time.
+        # SQLite itself does not wait for another process that is changing the mode of the file, and
+        # mending it replaces it: only one opens it at a time.
         with self._explained(), FileLock(home / "evaluations.lock"):
-            self._database = sqlite3.connect(self._path, isolation_level=None, timeout=60)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._create_tables()
+            self._database = open_store(self._path)
 
     def get(self, task: TrainingTask) -> LearningCurve | None:
         """The curve of a task, as far as its thresholds let it go; None if that is not known.
@@ -86,8 +86,8 @@ class EvaluationStore:
                     return
             key, text = self.key(task), json.dumps(asdict(curve)).encode()
             self._database.execute(
-                "INSERT OR REPLACE INTO curves VALUES (?, ?, ?, ?)",
-                (key, self._describe(task), text, _checksum(key, text)),
+                "INSERT OR REPLACE INTO curves (key, task, curve, checksum) VALUES (?, ?, ?, ?)",
+                (key, self._describe(task), text, checksum(key, text).decode()),
             )
 
     def add_attempt(self, task: TrainingTask, reason: str) -> None:
@@ -95,7 +95,8 @@ class EvaluationStore:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._explained():
             self._database.execute(
-                "INSERT INTO attempts VALUES (?, ?, ?)", (now, self._describe(task), reason)
+                "INSERT INTO attempts (time, task, reason) VALUES (?, ?, ?)",
+                (now, self._describe(task), reason),
             )
 
     def key(self, task: TrainingTask) -> str:
@@ -106,43 +107,37 @@ class EvaluationStore:
         """Close the file."""
         self._database.close()
 
-    def _create_tables(self) -> None:
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS curves "
-            "(key TEXT PRIMARY KEY, task TEXT, curve BLOB, checksum TEXT)"
-        )
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS attempts (time TEXT, task TEXT, reason TEXT)"
-        )
-        columns = self._database.execute("SELECT name FROM pragma_table_info('curves')")
-        if ("checksum",) not in columns.fetchall():  # written before there were any
-            with self._database:
-                self._database.execute("BEGIN IMMEDIATE")
-                self._database.execute("ALTER TABLE curves ADD COLUMN checksum TEXT")
-                rows = self._database.execute("SELECT key, CAST(curve AS BLOB) FROM curves")
-                self._database.executemany(
-                    "UPDATE curves SET checksum = ? WHERE key = ?",
-                    [(_checksum(key, text), key) for key, text in rows.fetchall()],
-                )
-
     def _read(self, task: TrainingTask) -> LearningCurve | None:
         key = self.key(task)
         with self._explained():
             row = self._database.execute(
                 # As bytes: what is damaged may be no text.
-                "SELECT CAST(curve AS BLOB), checksum FROM curves WHERE key = ?",
+                "SELECT CAST(curve AS BLOB), CAST(checksum AS BLOB) FROM curves WHERE key = ?",
                 (key,),
             ).fetchone()
         if row is None:
             return None
-        if row[1] != _checksum(key, row[0]):
+        if row[0] is None or row[1] != checksum(key, row[0]):
             log.warning(
                 "%s: an entry is damaged (its checksum differs): it is trained again (%s)",
                 self._path,
                 task.plan,
             )
             return None
-        return _curve_from_json(row[0])
+        return self._curve(row[0])
+
+    def _curve(self, text: bytes) -> LearningCurve:
+        known: dict[str, Any] = json.loads(text)
+        wanted = {field.name for field in fields(LearningCurve)}
+        if known.keys() != wanted:
+            different = ", ".join(sorted(known.keys() ^ wanted))
+            raise PipelineError(
+                f"{self._path} holds a curve that another BioTune has written ({different}): use "
+                "that one, or another BIOTUNE_HOME"
+            )
+        for name in ("train_loss", "validation_score", "validation_brier"):
+            known[name] = tuple(known[name])
+        return LearningCurve(**known)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -156,8 +151,8 @@ class EvaluationStore:
             ) from error
         except sqlite3.DatabaseError as error:
             raise PipelineError(
-                f"the evaluation store {self._path} cannot be used ({error}); it is damaged: move "
-                "it away, and what it held is trained again"
+                f"the evaluation store {self._path} cannot be used ({error}); it is damaged: run "
+                "again, and it is mended from what can be read"
             ) from error
 
     def _describe(self, task: TrainingTask) -> str:
@@ -187,15 +182,3 @@ def shared_inputs(
         "compile": compute.compile,
         "torch": torch.__version__,
     }
-
-
-def _checksum(key: str, text: bytes) -> str:
-    """Of an entry and its place, so that one entry cannot pass for another."""
-    return hashlib.sha256(key.encode() + text).hexdigest()
-
-
-def _curve_from_json(text: bytes) -> LearningCurve:
-    fields: dict[str, Any] = json.loads(text)
-    for name in ("train_loss", "validation_score", "validation_brier"):
-        fields[name] = tuple(fields[name])
-    return LearningCurve(**fields)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from tqdm import tqdm
 
 from pipeline.console import print_table
-from pipeline.delivery import Delivery, send_all
+from pipeline.database import destination
+from pipeline.delivery import Delivery, is_away
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
 from pipeline.spool import left_behind
@@ -26,44 +27,70 @@ class UnsentError(PipelineError):
 def run() -> None:
     """Send everything that is kept, and print what arrived.
 
+    All goes to the store that MLFLOW_TRACKING_URI names now, also what was meant for another.
+
     Raises:
         UnsentError: if some of it did not arrive.
     """
     home = biotune_home()
     uri = tracking_uri(home)
+    here = destination(uri, home)
     rows: list[tuple[str, int, int]] = []
     errors: list[Exception] = []
+    away = False
     for spool in left_behind(home):
+        stage = _stage(spool.folder)
+        if spool.destination not in (None, here):
+            print(f"{stage} was to go to {spool.destination}; it goes to {here}")
         delivery = Delivery(spool, uri, home)
         before = delivery.left
-        error = None if errors else _send(delivery)  # it would not answer the next one either
-        if error is not None:
-            errors.append(error)
-        rows.append((_stage(spool.folder), before - delivery.left, delivery.left))
-        if delivery.left:
-            spool.close()
+        failed = [] if away else _send(delivery)
+        errors += failed
+        # What is wrong with one record, or one experiment, says nothing of the next stage's.
+        for error in failed:
+            at_start = not delivery.started and not isinstance(error, PipelineError)
+            away = away or at_start or is_away(error)
+        rows.append((stage, before - delivery.left, delivery.left))
+        delivery.let_go()
     if not rows:
-        print(f"Nothing is left to be sent to {uri}.")
+        print(f"Nothing is left to be sent to {here}.")
         return
-    print_table(f"Sent to {uri}", ["stage", "records sent", "left"], rows)
+    print_table(f"Sent to {here}", ["stage", "records sent", "left"], rows)
     if errors:
         raise UnsentError(
-            f"not everything was sent to {uri} ({errors[0]}). It is kept in {home / 'spool'}: "
-            "run `biotune sync` again when MLflow answers, MLFLOW_TRACKING_URI names another"
+            f"not everything was sent to {here} ({str(errors[0]).partition(chr(10))[0]}). It is "
+            f"kept in {home / 'spool'}: run `biotune sync` again when that is mended; "
+            "MLFLOW_TRACKING_URI names another store"
         )
 
 
-def _send(delivery: Delivery) -> Exception | None:
-    """Send a spool; the error that stayed after the last pause."""
-    error: Exception | None = None
+def _send(delivery: Delivery) -> list[Exception]:
+    """Send what a spool holds; the errors of what cannot be sent now."""
+    errors: list[Exception] = []
     with tqdm(total=delivery.left, desc=_stage(delivery.spool.folder), unit="record") as bar:
-        for pause in (0.0, *PAUSES):
-            time.sleep(pause)
-            try:
-                send_all(delivery, bar.update)
-                return None
-            except Exception as failure:  # whatever MLflow, or the way to it, says
-                error = failure
+        while True:
+            # One record that fails may be the fault of the moment, several are not.
+            error = _send_until_it_fails(delivery, bar, () if errors else PAUSES)
+            if error is None:
+                return errors
+            errors.append(error)
+            if not delivery.put_off(error):
+                return errors
+
+
+def _send_until_it_fails(
+    delivery: Delivery, bar: tqdm[NoReturn], pauses: tuple[float, ...]
+) -> Exception | None:
+    """Send one record after the other; the error that stayed after the last pause."""
+    error: Exception | None = None
+    for pause in (0.0, *pauses):
+        time.sleep(pause)
+        try:
+            while delivery.send_next():
+                bar.update()
+            return None
+        except Exception as failure:  # whatever MLflow, or the way to it, says
+            error = failure
     return error
 
 

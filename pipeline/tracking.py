@@ -11,9 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -21,11 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.delivery import Delivery
+from pipeline.database import destination, own_database
 from pipeline.lineage import IMAGE_TAG, IMAGE_VARIABLE, origin_tags
 from pipeline.params import Params
 from pipeline.registry import ANSWERS_FILE, MODEL_FOLDER, Registered
-from pipeline.spool import Spool, count_left_behind, left_behind, new_spool
+from pipeline.sender import Sender
+from pipeline.spool import Spool, count_left_behind, new_spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,11 +34,8 @@ PATIENCE: Final = {"server": 10.0, "own file": 300.0, "interrupted": 5.0}
 """Seconds that a stage waits at its end for the next record to arrive. A file of one's own is
 written to for sure, and MLflow may have to make it first."""
 
-LONGEST_WAIT: Final = 60.0
-"""Seconds that a stage waits at its end for a server, however much is still arriving."""
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
-"""Seconds before an attempt that failed is made again; each pause is twice the one before."""
+_LONGEST_REASON = 1000
+"""Characters of an error's text that are tracked."""
 
 
 @dataclass(frozen=True)
@@ -130,107 +125,13 @@ class StageRun:
         self._on_record()
 
 
-class _Sender(threading.Thread):
-    """Sends a stage's records as they come, and, while there are none, what others left behind."""
-
-    def __init__(self, spool: Spool, uri: str, home: Path) -> None:
-        super().__init__(name="mlflow", daemon=True)
-        self._own, self._uri, self._home = Delivery(spool, uri, home), uri, home
-        self._others: Iterator[Spool] | None = None
-        self._other: Delivery | None = None
-        self._more, self._closing = threading.Event(), threading.Event()
-        self.error: Exception | None = None
-
-    @property
-    def left(self) -> int:
-        """How many of the stage's own records have not arrived."""
-        return self._own.left
-
-    def notice(self) -> None:
-        """There is something to send."""
-        self._more.set()
-
-    def finish(self, patience: float) -> None:
-        """Send what is left of the stage's own, and end.
-
-        The first attempt that fails is the last. If nothing arrives for so many seconds, the thread
-        is left alone: it ends with the process, and what it has not sent is kept.
-        """
-        self._closing.set()
-        self._more.set()
-        longest = time.monotonic() + max(patience, LONGEST_WAIT)
-        left, until = self.left, time.monotonic() + patience
-        while self.is_alive() and time.monotonic() < min(until, longest):
-            self.join(0.1)
-            if self.left < left:
-                left, until = self.left, time.monotonic() + patience
-
-    def run(self) -> None:
-        """Until all is sent and nothing more will come."""
-        _give_way()
-        pause = _FIRST_PAUSE
-        try:
-            while True:
-                try:
-                    self._more.clear()
-                    closing = self._closing.is_set()
-                    sent = self._own.send_next() or (not closing and self._send_another())
-                    self.error, pause = None, _FIRST_PAUSE
-                    if closing and not sent:
-                        break
-                    if not sent:
-                        self._more.wait()
-                except Exception as error:  # whatever goes wrong there must not stop a training
-                    self._say(error)
-                    if self._closing.wait(pause) and closing:
-                        break
-                    pause = min(2 * pause, _LONGEST_PAUSE)
-        finally:
-            self._let_go()
-
-    def _send_another(self) -> bool:
-        """One record of what another process left behind; False if there is none."""
-        if self._others is None:
-            self._others = left_behind(self._home)
-        while True:
-            if self._other is None:
-                spool = next(self._others, None)
-                if spool is None:
-                    return False
-                self._other = Delivery(spool, self._uri, self._home)
-            try:
-                if self._other.send_next():
-                    return True
-            except BaseException:  # left to the next stage: it must not hold up the others
-                self._other.spool.close()
-                self._other = None
-                raise
-            self._other.spool.remove()
-            self._other = None
-
-    def _say(self, error: Exception) -> None:
-        if self.error is None:
-            log.warning(
-                "MLflow does not answer; what is tracked is kept and sent later: %s",
-                str(error).partition("\n")[0],
-            )
-        self.error = error
-
-    def _let_go(self) -> None:
-        if self._other is not None:
-            self._other.spool.close()
-        if self._own.left:
-            self._own.spool.close()
-        else:
-            self._own.spool.remove()
-
-
 @contextmanager
 def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> Iterator[StageRun]:
     """The run of one stage, below the run of its pipeline, which is made by whoever comes first.
 
     The store is ``MLFLOW_TRACKING_URI``, by default a SQLite file in the home folder. On leaving,
-    what is still to be sent is waited for, as :data:`PATIENCE` and :data:`LONGEST_WAIT` say.
+    what is still to be sent is waited for, as :data:`PATIENCE` and
+    :data:`pipeline.sender.LONGEST_WAIT` say.
 
     Args:
         stage: ``search``, ``finetune``, ``evaluate`` or ``export``.
@@ -243,11 +144,12 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     """
     uri = tracking_uri(home)
     spool = new_spool(home, stage)
-    sender = _Sender(spool, uri, home)
+    sender = Sender(spool, uri, home)
     run = StageRun(spool, sender.notice)
     patience = PATIENCE["own file" if uri.startswith("sqlite:") else "server"]
     try:
-        spool.append("start", _description(stage, params, fingerprint))
+        there = {"destination": destination(uri, home)}
+        spool.append("start", {**_description(stage, params, fingerprint), **there})
         if os.environ.get(IMAGE_VARIABLE):  # each stage may run in another
             spool.append("tags", {IMAGE_TAG: os.environ[IMAGE_VARIABLE]})
         sender.start()
@@ -258,6 +160,8 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         if not failed:
             patience = PATIENCE["interrupted"]
         with suppress(OSError):  # of a disk that is full, which is what ended the stage
+            if failed:
+                run.tags({"biotune.reason": str(error)[:_LONGEST_REASON]})
             run.end("FAILED" if failed else "KILLED")
         raise
     finally:
@@ -268,7 +172,7 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
             _say_what_is_left(stage, sender, home)
 
 
-def _say_what_is_left(stage: str, sender: _Sender, home: Path) -> None:
+def _say_what_is_left(stage: str, sender: Sender, home: Path) -> None:
     left = count_left_behind(home)
     if sender.left:
         why = f" ({str(sender.error).partition(chr(10))[0]})" if sender.error else ""
@@ -282,19 +186,15 @@ def _say_what_is_left(stage: str, sender: _Sender, home: Path) -> None:
         )
     elif left:
         log.warning(
-            "what %d earlier stages tracked is not in MLflow yet: `biotune sync` sends it", left
+            "what %d earlier stages tracked is not in MLflow yet: `biotune sync` sends it to %s",
+            left,
+            destination(tracking_uri(home), home),
         )
-
-
-def _give_way() -> None:
-    """Leave the processors to the training workers while they need them."""
-    if sys.platform == "linux":  # where threads have a priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def tracking_uri(home: Path) -> str:
     """Where runs go."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_database(home)
 
 
 def pipeline_id(params: Params, fingerprint: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from pipeline.database import database_lock, make_database
 from pipeline.home import biotune_home
 from pipeline.tracking import tracking_uri
 
@@ -16,9 +17,12 @@ def serve(port: int) -> int:
         port: to listen at.
     """
     home = biotune_home()
+    uri = tracking_uri(home)
+    with database_lock(home, uri):
+        make_database(uri)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--backend-store-uri", tracking_uri(home)),
+        *("--backend-store-uri", uri),
         *("--default-artifact-root", (home / "mlartifacts").as_uri()),
     ]
     try:

@@ -9,6 +9,7 @@ import threading
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -31,6 +32,9 @@ _DEVICE_IS_LOST: Final = (
     "HIP error",
 )
 """What torch says when a GPU has failed or gone; all but running out of memory."""
+
+_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
+"""What ends the main process in order, and its workers only through it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once, if there is one, and wait until it is gone."""
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:  # it was really started
             self._process.kill()
             self._end()
 
@@ -133,8 +137,10 @@ class Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(self._setup, theirs), daemon=True)
         # Ctrl-C reaches the whole process group, also while a worker is starting and cannot yet
-        # ignore it: it inherits the mask.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # ignore it: it inherits the mask. The tracker, which would be started on the way, would
+        # lift it.
+        resource_tracker.ensure_running()
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._process.start()
         finally:
@@ -164,7 +170,7 @@ def _work(setup: TrainerSetup, connection: Connection) -> None:
     """The worker process: answer jobs until it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers itself
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     trainer: Trainer | None = None
     while True:

@@ -8,7 +8,7 @@ import click
 
 from stages.options import (
     OUT_FOLDER,
-    ContainedCommand,
+    ResumedCommand,
     dry_run_option,
     in_option,
     out_option,
@@ -17,7 +17,7 @@ from stages.options import (
 )
 
 
-@click.command("finetune", cls=ContainedCommand)
+@click.command("finetune", cls=ResumedCommand)
 @params_option
 @dry_run_option
 @prepared_option

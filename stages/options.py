@@ -60,9 +60,9 @@ def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Deco
 
 
 class StageCommand(Command):
-    """A command that can be run again to go on from where it was stopped."""
+    """A command whose outputs are whole or not there."""
 
-    after_a_signal = "What had finished is kept: run the same command again to go on from there."
+    after_a_signal = "Nothing half-written is left: run the same command again."
 
     def foreseen(self) -> tuple[type[Exception], ...]:
         """The library's, and the pipeline's own."""
@@ -94,3 +94,9 @@ class ContainedCommand(StageCommand):
                 paths[isinstance(option.type, Written)].append(value)
         arguments = ctx.meta["biotune.arguments"]
         hand_over(self.name or "", arguments, reads=paths[False], writes=paths[True])
+
+
+class ResumedCommand(ContainedCommand):
+    """A command that can be run again to go on from where it was stopped."""
+
+    after_a_signal = "What had finished is kept: run the same command again to go on from there."

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stages.options import (
-    ContainedCommand,
+    ResumedCommand,
     dry_run_option,
     out_option,
     params_option,
@@ -15,7 +15,7 @@ from stages.options import (
 )
 
 
-@click.command("search", cls=ContainedCommand)
+@click.command("search", cls=ResumedCommand)
 @params_option
 @dry_run_option
 @prepared_option

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from stages.options import ContainedCommand
+from stages.options import ResumedCommand
 
 
-@click.command("sync", cls=ContainedCommand)
+@click.command("sync", cls=ResumedCommand)
 def main() -> None:
     """Send to MLflow what is kept because it did not answer.
 

@@ -11,14 +11,16 @@ from tests.imports import ROOT, imported_by, modules
 
 ALLOWED = {
     "biotune.plan": set[str](),
+    "biotune.files": set[str](),
     "biotune.evolution": {"biotune.plan"},
-    "biotune.data": set[str](),
-    "biotune.finetuning": {"biotune.plan", "biotune.data"},
+    "biotune.data": {"biotune.files"},
+    "biotune.finetuning": {"biotune.plan", "biotune.files", "biotune.data"},
     "biotune.deployment": {"biotune.plan", "biotune.data", "biotune.finetuning"},
     "biotune.serving": {"biotune.data", "biotune.deployment"},
     "biotune.commands": {"biotune", "biotune.data", "biotune.deployment", "biotune.serving"},
     "pipeline": {
         "biotune.plan",
+        "biotune.files",
         "biotune.evolution",
         "biotune.data",
         "biotune.finetuning",

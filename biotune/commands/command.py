@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, ClassVar
 
 import click
@@ -58,7 +59,10 @@ class Command(click.Command):
 def _terminable() -> Iterator[None]:
     """SIGTERM is an exception in here, so that everything is left as it should be."""
 
-    def terminate(*_: object) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):  # C++ code may make an abort of an exception, and nothing is begun
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -66,3 +70,11 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -92,7 +92,11 @@ def main(
 
     answers = predictor.predict(images, batch_size)
     with click.progressbar(
-        answers, length=len(images), label="predict", file=sys.stderr, hidden=len(images) < 2
+        answers,
+        length=len(images),
+        label="predict",
+        file=sys.stderr,
+        hidden=len(images) < 2 or not sys.stderr.isatty(),
     ) as shown:
         {"table": _table, "csv": _csv, "json": _json}[form](counted(shown), top_k)
     said = f"{counts['classified']} classified by {predictor.provider}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -32,6 +33,21 @@ SAMPLES_FILE: Final = "samples.csv"
 REJECTED_FILE: Final = "rejected.csv"
 DATASET_FILE: Final = "dataset.json"
 FILES: Final = frozenset({IMAGES_FILE, SAMPLES_FILE, REJECTED_FILE, DATASET_FILE})
+
+_UNREADABLE: Final = (
+    ArithmeticError,
+    AttributeError,
+    csv.Error,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    ValueError,
+)
+"""What the readers of JSON, CSV and NumPy's header say of bytes that make no sense."""
 
 
 class Sample(NamedTuple):
@@ -125,7 +141,7 @@ class PreparedImages:
             prepared._check()
         except KeyError as error:
             raise _damaged(folder, f"{error} is not in {DATASET_FILE}") from error
-        except (ValueError, TypeError, EOFError) as error:
+        except _UNREADABLE as error:
             raise _damaged(folder, str(error)) from error
         return prepared
 
@@ -148,7 +164,7 @@ class PreparedImages:
         """
         try:
             rows = _read_rows(self.folder / REJECTED_FILE, Rejected._fields)
-        except ValueError as error:
+        except _UNREADABLE as error:
             raise _damaged(self.folder, str(error)) from error
         return [Rejected(*row) for row in rows]
 

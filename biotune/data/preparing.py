@@ -28,6 +28,7 @@ from biotune.data.prepared import (
     fingerprint,
 )
 from biotune.data.splits import SPLITS, assign_splits
+from biotune.files import put_folder, scratch_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,15 +81,14 @@ def prepare_images(
             class has no image left.
         TooManyRejectedError: names the first of them.
         FileExistsError: if ``out`` is something else than a prepared dataset.
+        BlockingIOError: if another process is preparing the same ``out``.
         OSError: if there is not enough space for the images.
     """
     chosen, splits = _choose(source, image_size, train_images, validation_images, seed)
     _check_replaceable(out)
-    scratch = out.parent / f".{out.name}.partial"  # beside it: renames stay in one file system
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-    fresh = scratch / "new"
-    fresh.mkdir(parents=True)
-    try:
+    with scratch_beside(out, alone=True) as scratch:  # so that renames stay in one file system
+        fresh = scratch / "new"
+        fresh.mkdir()
         listed = [
             Sample(source.paths[index], source.classes[source.labels[index]], split)
             for index, split in zip(chosen, splits, strict=True)
@@ -102,9 +102,7 @@ def prepare_images(
         _keep_rows(fresh / IMAGES_FILE, kept, image_size)
         sizes = [read[row].size for row in kept]
         _describe(fresh, source, samples, list(rejected.values()), sizes, image_size)
-        _swap(fresh, out, scratch / "old")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        put_folder(fresh, out, scratch / "old")
     return PreparedImages.open(out)
 
 
@@ -259,15 +257,3 @@ def _write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def _swap(fresh: Path, out: Path, old: Path) -> None:
-    replaced = out.exists()
-    if replaced:
-        out.rename(old)
-    try:
-        fresh.rename(out)
-    except OSError:
-        if replaced:
-            old.rename(out)
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def read_images(
         batch_size=_AT_ONCE if processes else 1,
         collate_fn=_as_it_is,
         num_workers=processes,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     try:
         for together in loader:  # a list, made by _as_it_is
@@ -122,6 +124,15 @@ class _Images(Dataset[ReadImage]):
                 stream.seek(self._offset + row * len(pixels))
                 stream.write(pixels)
         return read
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Both reach the whole process group, and what a process inherits would show its traceback.
+
+    Not their default either: the main process must not take its own end for a lost worker's.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(together: list[ReadImage]) -> list[ReadImage]:

@@ -50,7 +50,7 @@ def quantize_int8(model: Path, out: Path, batches: Iterable[NDArray[np.uint8]]) 
 
     Args:
         model: as :func:`biotune.deployment.export.export_onnx` wrote it.
-        out: to write; its metadata is the model's, and ``precision: int8``.
+        out: to write; its metadata is the model's without ``metrics``, and ``precision: int8``.
         batches: images to calibrate the activations' ranges by, uint8 [b, S, S, 3], all of one
             shape; training images.
 
@@ -82,7 +82,7 @@ def convert_fp16(model: Path, out: Path) -> None:
 
     Args:
         model: as :func:`biotune.deployment.export.export_onnx` wrote it.
-        out: to write; its metadata is the model's, and ``precision: fp16``.
+        out: to write; its metadata is the model's without ``metrics``, and ``precision: fp16``.
     """
     original = onnx.load(model)
     before, _ = _before_the_network(original.graph)
@@ -117,6 +117,7 @@ def _before_the_network(graph: onnx.GraphProto) -> tuple[list[str], str]:
 
 def _finish(model: onnx.ModelProto, original: onnx.ModelProto, out: Path, precision: str) -> None:
     entries = {entry.key: entry.value for entry in original.metadata_props}
+    entries.pop("metrics", None)  # they were measured on the original
     onnx.helper.set_model_props(model, {**entries, "precision": precision})
     model.ir_version = original.ir_version
     model.producer_name, model.producer_version = (

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +13,8 @@ from typing import Any, Final
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from biotune.files import put_file, scratch_beside
 
 log = logging.getLogger(__name__)
 
@@ -80,18 +80,14 @@ class ProgressFile:
         payload = save(
             {n: t.contiguous().cpu() for n, t in progress.tensors.items()} | {_NOTES: notes}
         )
-        beside = self.path.with_suffix(".partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as stream:
-                stream.write(payload)
-                stream.write(hashlib.sha256(payload).digest())
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(self.path)
+            # A folder of its own: another process may be at the same run, and gets the same bits.
+            with scratch_beside(self.path) as scratch:
+                with (scratch / self.path.name).open("wb") as stream:
+                    stream.write(payload)
+                    stream.write(hashlib.sha256(payload).digest())
+                put_file(scratch / self.path.name, self.path)
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
             raise OSError(
                 error.errno,
                 f"{error.strerror}: free space there and run again, to go on from the epoch before",

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
 
 from tests.faults.campaign import Place, Reference, Row, tracked, whole_campaign
 from tests.faults.proxy import BadNetwork, Behaviour
@@ -91,6 +93,23 @@ def test_a_network_that_is_slow_or_broken(
             assert seconds < 20 * len(reference.tracked) / 2, "nobody waited for its answers"
         network.behaviour = "forward"
         place.finish("sync", uri=network.uri)
+        assert_all_is_there_once(place, server, reference)
+    row.survived = 1
+
+
+def test_a_server_that_makes_runs_after_their_requests_were_given_up(
+    place: Place, reference: Reference, injected: Injected, folder: Path
+) -> None:
+    row = injected("MLflow makes runs a second after the connection broke")
+    with MlflowServer(folder) as server, BadNetwork(server.uri, "late") as network:
+        run = place.search(network.uri)
+        assert run.wait() == 0, run.output
+        place.finish("sync", uri=network.uri)
+        assert network.created > 5
+        client = MlflowClient(server.uri)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        twins = client.search_runs(experiments, run_view_type=ViewType.DELETED_ONLY)
+        assert 1 <= len(twins) <= 3, "one that came before it was asked for again is no twin"
         assert_all_is_there_once(place, server, reference)
     row.survived = 1
 

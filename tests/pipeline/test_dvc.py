@@ -19,14 +19,19 @@ STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 
 # They check, record and show, and decide nothing of a result: params' values are tracked as such.
 RECORDERS = {
+    "pipeline.attempts",
     "pipeline.console",
+    "pipeline.database",
     "pipeline.delivery",
     "pipeline.errors",
     "pipeline.home",
     "pipeline.lineage",
+    "pipeline.mlflow_runs",
     "pipeline.params",
     "pipeline.plots",
+    "pipeline.records",
     "pipeline.registry",
+    "pipeline.sender",
     "pipeline.spool",
     "pipeline.tracking",
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import ClassVar
 
@@ -150,6 +152,7 @@ class ScriptedWorker:
     """
 
     lost: ClassVar[set[str]] = set()
+    broken: ClassVar[set[int]] = set()
     started: ClassVar[list[str]] = []
 
     def __init__(self, _: TrainerSetup, device: str) -> None:
@@ -157,6 +160,7 @@ class ScriptedWorker:
         self.connection, self._theirs = multiprocessing.Pipe()
 
     def start(self, job: Job) -> None:
+        self.job = job
         self.started.append(self.device)
         self._theirs.send(None)
 
@@ -165,6 +169,8 @@ class ScriptedWorker:
         if self.device in self.lost:
             error = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
             return _answer_of(error, self.device)
+        if self.job.task.seed in self.broken:
+            return Answer(error=OSError(f"disk full at seed {self.job.task.seed}"))
         return Answer(curve(0.5))
 
     def kill(self) -> None:
@@ -202,6 +208,31 @@ def test_a_device_that_fails_alone_is_tried_again_and_then_the_search_stops(
     assert ScriptedWorker.started == ["cuda:0"] * MOST_ATTEMPTS
 
 
+@pytest.mark.parametrize("broken", [{0}, {2}, {0, 1}, {1, 2}])
+def test_what_had_finished_is_kept_whatever_else_came_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch, broken: set[int]
+) -> None:
+    monkeypatch.setattr("pipeline.executors.Worker", ScriptedWorker)
+    monkeypatch.setattr(ScriptedWorker, "broken", broken)
+    kept: list[int] = []
+    setup = TrainerSetup(Path(), "b", "w", Compute())
+    with WorkerPool(setup, 3, on_finished=lambda task, _: kept.append(task.seed)) as pool:
+        for seed in range(3):
+            pool.submit(task(seed, "classifier"))
+        with pytest.raises(OSError, match=f"at seed [{''.join(map(str, broken))}]"):
+            pool.next_finished()
+    assert sorted(kept) == sorted({0, 1, 2} - broken)
+
+
+def test_a_result_is_kept_before_anybody_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.executors.Worker", ScriptedWorker)
+    kept: list[TrainingTask] = []
+    setup = TrainerSetup(Path(), "b", "w", Compute())
+    with WorkerPool(setup, 2, on_finished=lambda task, _: kept.append(task)) as pool:
+        for heard, _ in pool.train((one, None, None) for one in TASKS):
+            assert heard in kept
+
+
 @pytest.mark.slow
 def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
     setup: TrainerSetup, tmp_path: Path
@@ -209,6 +240,40 @@ def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
     file = tmp_path / "missing" / "weights.safetensors"
     with WorkerPool(setup, 1) as pool, pytest.raises(OSError, match=r"weights\.safetensors"):
         list(pool.train([(TASKS[0], file, None)]))
+
+
+def test_the_first_worker_too_is_born_deaf_to_what_ends_the_main_process(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"  # a process of its own: the first start also starts a tracker
+    script.write_text(
+        f"""
+from pathlib import Path
+from biotune.finetuning.compute import Compute
+from pipeline.worker import TrainerSetup, Worker
+
+if __name__ == "__main__":
+    worker = Worker(TrainerSetup(Path({str(tmp_path)!r}), "b", "w", Compute()), "cpu")
+    worker._start_process()
+    print(Path(f"/proc/{{worker._process.pid}}/status").read_text())
+    worker.kill()
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    status = subprocess.check_output([sys.executable, str(script)], text=True, env=environment)
+    (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert int(blocked, 16) & 1 << number - 1, f"{signal.Signals(number).name} reaches it"
+
+
+def test_an_interruption_before_a_worker_has_started_stays_an_interruption(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SpawnProcess, "start", interrupted)
+    setup = TrainerSetup(Path(), "b", "w", Compute())
+    with pytest.raises(KeyboardInterrupt), WorkerPool(setup, 1) as pool:
+        pool.submit(TASKS[0])
 
 
 @pytest.mark.slow

@@ -39,3 +39,13 @@ def test_outside_a_checkout_it_is_in_the_current_folder(tmp_path: Path) -> None:
 def test_the_environment_names_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path / "elsewhere"))
     assert biotune_home(checkout(tmp_path / "project")) == tmp_path / "elsewhere"
+
+
+def test_a_home_that_is_a_file_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name, said in (("file", "is a file"), ("file/inside", "cannot be made")):
+        monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path / name))
+        with pytest.raises(OSError, match=rf"{name} {said}.*set BIOTUNE_HOME to a folder"):
+            biotune_home()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,21 +51,6 @@ def test_a_missing_or_damaged_file_names_the_stage_that_writes_it(tmp_path: Path
     (tmp_path / "a.json").write_text('{"half')
     with pytest.raises(ValueError, match=r"a\.json is damaged .* run the search stage again"):
         read_json(tmp_path / "a.json", made_by="search")
-
-
-def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    (dead := subprocess.Popen(["true"])).wait()
-    left = tmp_path / f".plan.{dead.pid}.json"
-    others = [
-        tmp_path / f".plan.{os.getppid()}.json",  # of a process that is there
-        tmp_path / f".plan.{dead.pid}.csv",
-        tmp_path / ".plan.old.json",
-        tmp_path / f".plans.{dead.pid}.json",
-    ]
-    for file in (left, *others):
-        file.touch()
-    write_text(tmp_path / "plan.json", "new")
-    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "plan.json"])
 
 
 def test_a_full_disk_names_the_output_and_keeps_the_one_before(

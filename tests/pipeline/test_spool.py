@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -93,7 +94,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_what_was_killed_before_it_began_or_while_it_was_removed_goes(tmp_path: Path) -> None:
     new_spool(tmp_path, "search").close()
-    (tmp_path / "spool" / ".half-removed").mkdir()
+    (tmp_path / "spool" / f".{0:020d}-search-0123abcd").mkdir()
     assert list(left_behind(tmp_path)) == []
     assert not list((tmp_path / "spool").iterdir())
 
@@ -168,3 +169,105 @@ def test_names_tell_spools_apart_and_sort_them_by_time(tmp_path: Path) -> None:
     assert sorted(one.name for one in made) == [one.name for one in made]
     assert len({one.name for one in made}) == 3
     assert spools._folders(tmp_path) == [one.folder for one in made]
+
+
+def test_an_interruption_while_the_disk_is_waited_for_leaves_what_was_written(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        assert spool.next_record() is None, "nobody reads it before"
+        raise KeyboardInterrupt
+
+    records(spool)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spool.append("metrics", {"n": 9})
+    monkeypatch.undo()
+    spool.append("end", {"n": 2})
+    assert records(spool) == [(2, "end", 2)]
+    spool.rewind()
+    assert len(records(spool)) == spool.written == 3
+
+
+@pytest.mark.parametrize("joined", [0, 1, 2, 3])
+def test_a_flipped_line_end_moves_no_other_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, joined: int
+) -> None:
+    made = new_spool(tmp_path, "search")
+    for n in range(5):
+        made.append("start" if n == 0 else "child", {"n": n})
+    made.append("end", {"n": 5})
+    lines = [made.next_record() for _ in range(5)]
+    assert lines[3] is not None
+    made.note_sent(lines[3].end, "here")
+    made.close()
+    file = made.folder / "records.jsonl"
+    content = bytearray(file.read_bytes())
+    end = [place for place, byte in enumerate(content) if byte == ord("\n")][joined]
+    content[end] ^= 4
+    file.write_bytes(content)
+    found = list(left_behind(tmp_path))
+    if joined == 0:
+        assert not found, "without its first record it is set aside"
+        return
+    (taken,) = found
+    unsent = []
+    while (record := taken.next_record()) is not None:
+        if record.begin >= taken.sent("here"):
+            unsent.append((record.number, record.content.get("n")))
+        if record.kind == "damaged":
+            taken.set_aside(record, "why")
+            aside = (tmp_path / "spool-damaged" / f"{taken.name}.jsonl").read_bytes()
+            assert aside == bytes(content[record.begin : record.end])
+    assert unsent == ([(4, 4), (5, 5)] if joined != 3 else [(5, 5)])
+    taken.close()
+
+
+def test_what_is_set_aside_is_the_record_whatever_bytes_it_holds(
+    spool: Spool, tmp_path: Path
+) -> None:
+    file = spool.folder / "records.jsonl"
+    first, second = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first.replace(b"start", b"st\rrt") + second.replace(b"metrics", b"metr\x0bcs"))
+    spool.next_record()
+    damaged = spool.next_record()
+    assert damaged is not None
+    spool.set_aside(damaged, "because")
+    aside = (tmp_path / "spool-damaged" / f"{spool.name}.jsonl").read_bytes()
+    assert aside == second.replace(b"metrics", b"metr\x0bcs")
+
+
+def test_records_that_were_written_without_numbers_are_numbered_by_their_place(
+    spool: Spool, tmp_path: Path
+) -> None:
+    text = '{"kind": "metrics", "time": 5, "content": {"n": 7}}'
+    checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+    with (spool.folder / "records.jsonl").open("a") as stream:
+        stream.write(f"{checksum} {text}\n")
+    spool.close()
+    (taken,) = left_behind(tmp_path)
+    assert records(taken)[2:] == [(2, "metrics", 7), (3, "end", None)]
+    taken.close()
+
+
+def test_what_is_not_a_spool_is_left_alone(tmp_path: Path) -> None:
+    for name in ("backup", ".hidden"):
+        (tmp_path / "spool" / name).mkdir(parents=True)
+        (tmp_path / "spool" / name / "precious.txt").touch()
+    assert list(left_behind(tmp_path)) == []
+    assert count_left_behind(tmp_path) == 0
+    assert len(list((tmp_path / "spool").glob("*/precious.txt"))) == 2
+
+
+def test_a_kept_file_and_the_spools_own_names_are_synchronised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised: list[Path] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synchronised.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
+    made = new_spool(tmp_path, "search")
+    made.append("start", {})
+    (tmp_path / "file").touch()
+    place = made.folder / made.keep_file(tmp_path / "file")
+    assert {made.folder / "records.jsonl", made.folder, place, place.parent} <= set(synchronised)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from pipeline.errors import PipelineError
 from pipeline.store import EvaluationStore, shared_inputs
+from pipeline.store_file import checksum
 from tests.pipeline.trainings import curve, task
 
 ROOT = Path(__file__).parents[2]
@@ -188,16 +192,155 @@ def test_a_store_without_checksums_is_read_and_given_them(tmp_path: Path) -> Non
         store.close()
 
 
-@pytest.mark.parametrize("content", [b"no database at all, and not for a while" * 100, None])
-def test_a_file_that_is_no_store_is_an_error_that_says_what_to_do(
-    tmp_path: Path, content: bytes | None
-) -> None:
-    if content is None:
-        (tmp_path / "evaluations.sqlite").mkdir()
-    else:
-        (tmp_path / "evaluations.sqlite").write_bytes(content)
+def test_what_is_no_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "evaluations.sqlite").mkdir()
     with pytest.raises(PipelineError, match=r"evaluations\.sqlite cannot be used"):
         EvaluationStore(tmp_path, INPUTS)
+
+
+ENTRIES = 30
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A closed store's file."""
+    store = EvaluationStore(tmp_path, INPUTS)
+    for seed in range(ENTRIES):
+        store.put(task(seed=seed), curve(seed / 100))
+    store.add_attempt(task(), "its worker process died")
+    store.close()
+    return tmp_path / "evaluations.sqlite"
+
+
+def known_of(home: Path) -> int:
+    """How many entries a store gives back, none of them wrong."""
+    store = EvaluationStore(home, INPUTS)
+    found = [store.get(task(seed=seed)) for seed in range(ENTRIES)]
+    assert all(one in (None, curve(seed / 100)) for seed, one in enumerate(found))
+    store.close()
+    return sum(one is not None for one in found)
+
+
+def flip(file: Path, place: int, bit: int = 2) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def test_wherever_a_bit_flips_what_is_lost_is_said_and_the_store_goes_on(
+    filled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, draw, outcomes = filled.read_bytes(), random.Random(0), Counter[str]()  # noqa: S311
+    places = [0, 16, 18, 19, 21, 45, 60, *(draw.randrange(len(whole)) for _ in range(40))]
+    for place in places:
+        filled.write_bytes(whole)
+        flip(filled, place, draw.randrange(8))
+        caplog.clear()
+        known = known_of(filled.parent)
+        assert known == ENTRIES or "damaged" in caplog.text, f"silent at {place}"
+        outcomes["lost" if known < ENTRIES else "mended" if caplog.text else "fine"] += 1
+        store = EvaluationStore(filled.parent, INPUTS)
+        for seed in range(ENTRIES):
+            if store.get(task(seed=seed)) is None:
+                store.put(task(seed=seed), curve(seed / 100))
+        assert None not in [store.get(task(seed=seed)) for seed in range(ENTRIES)]
+        store.close()
+    assert len(outcomes) == 3, outcomes
+
+
+def test_a_damaged_index_costs_no_entry_and_the_damaged_file_is_kept(
+    filled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = EvaluationStore(filled.parent, INPUTS).key(task(seed=5)).encode()
+    content = filled.read_bytes()
+    assert content.count(key) == 2, "in the table and in its index"
+    # In an index there is nothing but keys: they are close together.
+    places = [place for place in range(len(content)) if content.startswith(key, place)]
+    near = [content[place - 400 : place + 400].count(b'"seed"') for place in places]
+    flip(filled, places[near.index(0)])
+    damaged = filled.read_bytes()
+    assert known_of(filled.parent) == ENTRIES
+    assert f"is mended: {ENTRIES} entries could be kept" in caplog.text
+    assert (filled.parent / "evaluations.damaged-1.sqlite").read_bytes() == damaged
+    with sqlite3.connect(filled) as database:
+        assert database.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
+    caplog.clear()
+    assert known_of(filled.parent) == ENTRIES
+    assert not caplog.text, "it is said once"
+
+
+@pytest.mark.parametrize("content", [b"no database at all, and not for a while" * 100, b"cut off"])
+def test_a_file_that_is_no_database_is_kept_aside_and_said(
+    filled: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    filled.write_bytes(content)
+    assert known_of(filled.parent) == 0
+    assert "0 entries could be kept, others are trained again" in caplog.text
+    assert (filled.parent / "evaluations.damaged-1.sqlite").read_bytes() == content
+
+
+def test_a_file_that_was_just_begun_is_no_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "evaluations.sqlite").touch()
+    EvaluationStore(tmp_path, INPUTS).close()
+    with sqlite3.connect(tmp_path / "only-a-header.sqlite") as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    database.close()
+    (tmp_path / "only-a-header.sqlite").replace(tmp_path / "evaluations.sqlite")
+    EvaluationStore(tmp_path, INPUTS).close()
+    assert not caplog.text
+
+
+def test_a_flipped_bit_in_the_log_of_a_killed_search_loses_nothing(
+    tmp_path: Path, store: EvaluationStore
+) -> None:
+    for seed in range(ENTRIES):
+        store.put(task(seed=seed), curve(seed / 100))
+    logged = len((tmp_path / "evaluations.sqlite-wal").read_bytes())
+    for place in range(32, logged, 2500):
+        killed = tmp_path / str(place)
+        killed.mkdir()
+        for file in tmp_path.glob("evaluations.sqlite*"):
+            shutil.copyfile(file, killed / file.name)
+        flip(killed / "evaluations.sqlite-wal", place)
+        assert known_of(killed) == ENTRIES
+
+
+def test_text_that_is_no_text_is_damage_like_any_other(
+    tmp_path: Path, store: EvaluationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put(task(), curve(0.5))
+    damage(tmp_path, "UPDATE curves SET checksum = CAST(? AS TEXT)", b"\xff\xfe")
+    assert store.get(task()) is None
+    assert "its checksum differs" in caplog.text
+
+
+def test_what_a_newer_biotune_wrote_is_an_error_that_says_so(
+    tmp_path: Path, store: EvaluationStore
+) -> None:
+    store.put(task(), curve(0.5))
+    key = store.key(task())
+    text = json.dumps({**asdict(curve(0.5)), "watts": 1}).encode()
+    damage(
+        tmp_path, "UPDATE curves SET curve = ?, checksum = ?", text, checksum(key, text).decode()
+    )
+    with pytest.raises(PipelineError, match=r"that another BioTune has written \(watts\)"):
+        store.get(task())
+    store.close()
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        database.execute("PRAGMA user_version = 7")
+    with pytest.raises(PipelineError, match=r"newer BioTune \(format 7, this one knows 1\)"):
+        EvaluationStore(tmp_path, INPUTS)
+
+
+def test_columns_are_named_so_that_more_of_them_are_no_obstacle(
+    tmp_path: Path, store: EvaluationStore
+) -> None:
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        database.execute("ALTER TABLE curves ADD COLUMN note TEXT")
+    store.put(task(), curve(0.5))
+    assert store.get(task()) == curve(0.5)
 
 
 def test_attempts_are_kept_and_are_no_scores(tmp_path: Path, store: EvaluationStore) -> None:

@@ -17,8 +17,9 @@ from mlflow.entities import Run
 
 from biotune.finetuning.fitness import TrainingTask
 from pipeline import sync
-from pipeline.delivery import KEY_TAG, PIPELINE_TAG, Delivery
+from pipeline.delivery import Delivery
 from pipeline.evolve import SearchResult, evolve
+from pipeline.mlflow_runs import KEY_TAG, PIPELINE_TAG
 from pipeline.params import Params
 from pipeline.plots import search_figures
 from pipeline.tables import tracked_genome

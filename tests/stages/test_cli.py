@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from biotune import __version__
+from biotune.commands.command import Command
 from biotune.commands.group import main as library
 from stages import cli
 from tests.imports import ROOT
@@ -53,3 +57,48 @@ def test_a_fault_in_the_code_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("BIOTUNE_TRACEBACK", "1")
     result = CliRunner().invoke(cli.main, ["prepare", "--params", "nowhere.yaml"])
     assert type(result.exception).__name__ == "ParamsError"
+
+
+RESUMED = {"search", "finetune", "sync"}
+
+
+@pytest.mark.parametrize("name", sorted(set(cli.main.commands) - {"predict", "verify", "ui"}))
+def test_only_what_goes_on_says_that_it_would(name: str) -> None:
+    command = cli.main.commands[name]
+    assert isinstance(command, Command)
+    assert ("go on from there" in command.after_a_signal) == (name in RESUMED)
+    assert "run the same command again" in command.after_a_signal
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "said"),
+    [("time.sleep(60)", 143, "Terminated."), ("import slow_to_import", -signal.SIGTERM, "")],
+)
+def test_a_termination_is_an_exception_but_while_something_is_imported(
+    tmp_path: Path, work: str, code: int, said: str
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time; print(1, flush=True); time.sleep(60)")
+    script = f"""
+import time
+import click
+from biotune.commands.command import Command
+
+@click.command(cls=Command)
+def main():
+    if "sleep" in {work!r}:
+        print(1, flush=True)
+    {work}
+
+main()
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors.strip() == said

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from biotune.finetuning.checkpoints import load_model
+from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import ImageSubset, predict_probabilities
+from pipeline.executors import Attempt, LostWorkerError, WorkerPool
 from stages import evaluate
 from stages.finetune import main
 from tests.stages.conftest import Pipeline
@@ -143,3 +147,21 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
     assert result.exit_code == 1
     assert "ended as diverged; try a smaller finetune.base_lr" in result.output
     assert not list(model.parent.iterdir())
+
+
+def test_runs_that_are_lost_are_in_the_stores_table_of_attempts(
+    in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(own: WorkerPool, jobs: Iterable[tuple[TrainingTask, Path, Path]]) -> None:
+        (task, *_), *_ = jobs
+        own._on_attempt(Attempt(task, "killed while finetuning"))
+        raise LostWorkerError("a training run was lost")
+
+    monkeypatch.setattr(WorkerPool, "train", lost)
+    command = ["--model", str(tmp_path / "m.safetensors"), "--seeds", str(tmp_path / "seeds")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "a training run was lost" in result.output
+    with sqlite3.connect(in_pipeline.folder / "home/evaluations.sqlite") as database:
+        reasons = database.execute("SELECT reason FROM attempts").fetchall()
+    assert ("killed while finetuning",) in reasons

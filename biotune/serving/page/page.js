@@ -32,8 +32,8 @@ function showFigures(metrics) {
   if (typeof accuracy !== "number") return;
   fact("Accuracy on the test images", percent(accuracy), "figure");
   if (interval && images) {
-    const [low, high] = interval.map(percent);
-    fact("95 % interval", `${low} to ${high}, of ${images.toLocaleString("en")} images`);
+    const [low, high] = interval.map((p) => (100 * p).toFixed(1));
+    fact(`95 % interval, ${images.toLocaleString("en")} images`, `${low} to ${high} %`);
   }
   if (typeof balanced === "number") fact("Balanced accuracy", percent(balanced));
 }

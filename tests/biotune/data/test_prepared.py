@@ -207,6 +207,29 @@ def test_a_killed_process_leaves_the_old_dataset_intact(tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == ["prepared"], "what it left is gone"
 
 
+def test_a_second_one_of_the_same_folder_is_told_so_and_the_first_is_whole(tmp_path):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from biotune.data import DigitsSource, prepare_images\n"
+        "wait = lambda: print('half', flush=True) or sys.stdin.readline()\n"
+        "prepare_images(DigitsSource(), Path(sys.argv[1]), image_size=8, train_images=300,\n"
+        "               validation_images=300, seed=0, on_image=wait)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "prepared"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(biotune.__file__).parents[1],
+    ) as first:
+        first.stdout.readline()
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*prepared at"):
+            prepare(tmp_path / "prepared")
+        first.communicate(b"\n" * 2000)
+    assert first.returncode == 0
+    PreparedImages.open(tmp_path / "prepared").check_files()
+    assert [child.name for child in tmp_path.iterdir()] == ["prepared"]
+
+
 def test_many_processes_write_the_same_bytes_as_one(tmp_path, monkeypatch):
     source = MadeUpSource(count=reading.WORTH_PROCESSES + 10)
     source.broken = {3}
@@ -395,3 +418,27 @@ def test_one_flipped_bit_of_any_file_is_found_and_named(tmp_path, name):
         bytes(content[:place]) + bytes([content[place] ^ 1]) + bytes(content[place + 1 :])
     )
     PreparedImages.open(folder).check_files()
+
+
+def test_wherever_a_bit_of_a_head_flips_it_is_one_message(tmp_path):
+    folder = prepare(tmp_path / "prepared").folder
+    for name, count in (("images.npy", 128), ("samples.csv", 40), ("dataset.json", 40)):
+        whole = (folder / name).read_bytes()
+        for place in range(count):
+            content = bytearray(whole)
+            content[place] ^= 1 << place % 8
+            (folder / name).write_bytes(content)
+            with pytest.raises(ValueError, match=r"is damaged .*run the prepare stage again"):
+                PreparedImages.open(folder).check_files()
+        (folder / name).write_bytes(whole)
+    PreparedImages.open(folder).check_files()
+
+
+def test_bytes_that_are_no_table_are_one_message(tmp_path):
+    folder = prepare(tmp_path / "prepared").folder
+    for name in ("samples.csv", "rejected.csv"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(b'"' + b"x" * 200_000)  # longer than a field may be
+        with pytest.raises(ValueError, match=r"is damaged .*field larger than field limit"):
+            PreparedImages.open(folder).rejected()
+        (folder / name).write_bytes(whole)

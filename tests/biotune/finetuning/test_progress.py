@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,3 +121,20 @@ def test_a_place_that_cannot_be_written_names_the_file(tmp_path):
     file = ProgressFile(tmp_path / "file" / "run", "this run")
     with pytest.raises(OSError, match=r"free space there and run again.*file/run"):
         file.write(Progress({}, {}))
+
+
+def test_two_processes_at_one_run_do_not_take_each_others_file_away(tmp_path, monkeypatch):
+    file = ProgressFile(tmp_path / "run", "this run")
+    other = ProgressFile(tmp_path / "run", "this run")
+    fsync, writing = os.fsync, []
+
+    def meanwhile(descriptor: int) -> None:
+        if not writing:
+            writing.append(other)
+            other.write(Progress({"a": torch.ones(2)}, {"epochs": 1}))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    file.write(Progress({"a": torch.ones(2)}, {"epochs": 2}))
+    assert file.read().notes == {"epochs": 2}
+    assert [one.name for one in tmp_path.iterdir()] == ["run"]

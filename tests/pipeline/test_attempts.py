@@ -1,0 +1,68 @@
+"""Attempts are kept and tracked, above all when a stage fails because of them."""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from biotune.finetuning.compute import Compute
+from pipeline.attempts import tracked_attempts
+from pipeline.executors import Attempt, LostWorkerError
+from pipeline.params import Params
+from pipeline.spool import left_behind
+from pipeline.store import EvaluationStore, shared_inputs
+from pipeline.tracking import tracked_stage
+from tests.pipeline.trainings import task
+
+
+def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reason(
+    default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+
+    def stage() -> None:
+        with (
+            tracked_stage("finetune", default_params, "data", tmp_path) as tracked,
+            tracked_attempts(store, tracked) as attempts,
+        ):
+            for number in range(3):
+                attempts.note(Attempt(task(), f"killed {number}"))
+            raise LostWorkerError("a training run was lost 3 times")
+
+    with pytest.raises(LostWorkerError):
+        stage()
+    store.close()
+    (spool,) = left_behind(tmp_path)
+    records = [spool.next_record() for _ in range(spool.written)]
+    found = {one.kind: one.content for one in records if one is not None}
+    assert found["tags"] == {"biotune.reason": "a training run was lost 3 times"}
+    assert found["end"]["status"] == "FAILED"
+    with (spool.folder / found["file"]["file"]).open(newline="") as stream:
+        assert [row["reason"] for row in csv.DictReader(stream)] == [
+            "killed 0",
+            "killed 1",
+            "killed 2",
+        ]
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        assert database.execute("SELECT count(*) FROM attempts").fetchone() == (3,)
+    spool.close()
+
+
+def test_without_any_there_is_no_table(
+    default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    with (
+        tracked_stage("search", default_params, "data", tmp_path) as tracked,
+        tracked_attempts(store, tracked),
+    ):
+        pass
+    store.close()
+    (spool,) = left_behind(tmp_path)
+    assert not (spool.folder / "files").exists()
+    spool.close()
