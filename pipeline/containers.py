@@ -199,8 +199,8 @@ def engine_argv(engine: str, call: Call, image: Image) -> list[str]:
     argv = [engine, "run", "--rm", "--user", _user(engine), "--workdir", str(Path.cwd())]
     if engine == "podman" and os.getuid() != 0:
         argv += ["--userns", "keep-id"]
-    # The names of half-written files hold the id of the process that writes them, which another
-    # process looks up (pipeline/outputs.py).
+    # As the first process of a namespace of its own, the stage would not be ended by a signal that
+    # comes before it has a handler for it.
     argv += ["--pid", "host"]
     # Not to relabel the user's files for SELinux, which is what lets a container see them else.
     argv += ["--security-opt", "label=disable"]
