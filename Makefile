@@ -3,6 +3,9 @@
 VENV := .venv
 PYTHON ?= python3
 PORT ?= 5000
+# What builds and runs containers, and, for a build without a connection, where packages are.
+ENGINE ?= docker
+WHEELHOUSE ?= wheelhouse
 BIN := $(VENV)/bin
 PATH := $(abspath $(BIN)):$(PATH)
 export PATH
@@ -11,17 +14,20 @@ export DVC_NO_ANALYTICS = 1
 export DO_NOT_TRACK = true
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: run test faults check ui clean help
+# Podman's own format has no HEALTHCHECK.
+export BUILDAH_FORMAT = docker
+
+.PHONY: run test faults check ui images wheelhouse test-containers clean help
 
 help:  ## Say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 run: $(VENV)/.run-installed  ## Images to ONNX: run every stage that is not up to date
 	dvc repro
 	@echo "Every genome is in MLflow: make ui. The classifier is artifacts/deploy/model.onnx."
 
 test: $(VENV)/.dev-installed  ## Run the whole test suite
-	python -m pytest
+	python -m pytest -m "not containers"
 
 faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for half an hour, and count what survives
 	BIOTUNE_FAULTS=full python -m pytest -q tests/faults
@@ -33,6 +39,26 @@ check: $(VENV)/.dev-installed  ## Format, lint and types
 
 ui: $(VENV)/.run-installed  ## Serve MLflow at http://127.0.0.1:5000 (PORT=5001 for another)
 	biotune ui --port $(PORT)
+
+images:  ## Build the images biotune-pipeline and biotune-serve (ENGINE=podman, BASE_IMAGE=another)
+	set -e; for target in serve pipeline; do \
+		$(ENGINE) build --target $$target --tag biotune-$$target \
+			$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+			$(if $(wildcard $(WHEELHOUSE)),--build-context wheelhouse=$(WHEELHOUSE)) \
+			--build-arg LOCK_SHA256=$$($(PYTHON) -c 'import hashlib; print(hashlib.sha256(open("requirements.lock", "rb").read()).hexdigest())') \
+			--build-arg VERSION=$$($(PYTHON) -c 'from biotune import __version__; print(__version__)') \
+			--build-arg REVISION=$$(git describe --always --dirty --abbrev=40 --exclude '*') \
+			$(BUILD_ARGS) .; \
+	done
+
+wheelhouse: $(VENV)/.run-installed  ## Fetch every package, so that `make images` needs no connection
+	cmp --silent requirements.lock $(WHEELHOUSE)/requirements.lock || { \
+		python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+			--requirement requirements.lock --wheel-dir $(WHEELHOUSE) \
+		&& cp requirements.lock $(WHEELHOUSE); }
+
+test-containers: $(VENV)/.dev-installed  ## Build the images and run every stage in its container
+	python -m pytest -m containers tests/containers
 
 clean:  ## Remove the artifacts and the environment; DVC's cache, the evaluation store and MLflow stay
 	rm -rf artifacts $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,7 @@ def biotune_home(start: Path | None = None) -> Path:
     if named:
         home = Path(named).expanduser().resolve()
     else:
-        home = _main_checkout((start or Path.cwd()).resolve()) / ".biotune"
+        home = main_checkout((start or Path.cwd()).resolve()) / ".biotune"
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,7 +33,8 @@ def biotune_home(start: Path | None = None) -> Path:
     return home
 
 
-def _main_checkout(folder: Path) -> Path:
+def main_checkout(folder: Path) -> Path:
+    """The root of the checkout that a folder is in: of the main one, if it is a throw-away copy."""
     root = next((p for p in (folder, *folder.parents) if (p / ".dvc").is_dir()), folder)
     for parent in root.parents:
         if root.is_relative_to(parent / ".dvc" / "tmp" / "exps"):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 IMAGE_VARIABLE: Final = "BIOTUNE_IMAGE_DIGEST"
 """Whatever starts a container says here which image it is of."""
 
+IMAGE_TAG: Final = "biotune.image"
+"""Tag of a run in MLflow: the same."""
+
 _PACKAGES: Final = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "mlflow", "dvc")
 
 
@@ -27,7 +30,7 @@ def origin_tags() -> dict[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["biotune.uncommitted_changes"] = str(bool(_git("status", "--porcelain"))).lower()
     if os.environ.get(IMAGE_VARIABLE):
-        tags["biotune.image"] = os.environ[IMAGE_VARIABLE]
+        tags[IMAGE_TAG] = os.environ[IMAGE_VARIABLE]
     return tags
 
 
@@ -47,7 +50,7 @@ def lineage(
         "model": dict(model),
         "commit": tags.get("mlflow.source.git.commit"),
         "uncommitted_changes": tags.get("biotune.uncommitted_changes"),
-        "image": tags.get("biotune.image"),
+        "image": tags.get(IMAGE_TAG),
         "hashes": described["hashes"],
         "mlflow": {
             "experiment": params.tracking.experiment,

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.database import destination, own_database
-from pipeline.lineage import origin_tags
+from pipeline.lineage import IMAGE_TAG, IMAGE_VARIABLE, origin_tags
 from pipeline.params import Params
 from pipeline.registry import ANSWERS_FILE, MODEL_FOLDER, Registered
 from pipeline.sender import Sender
@@ -150,6 +150,8 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     try:
         there = {"destination": destination(uri, home)}
         spool.append("start", {**_description(stage, params, fingerprint), **there})
+        if os.environ.get(IMAGE_VARIABLE):  # each stage may run in another
+            spool.append("tags", {IMAGE_TAG: os.environ[IMAGE_VARIABLE]})
         sender.start()
         yield run
         run.end("FINISHED")

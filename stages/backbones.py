@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from stages.options import StageCommand
+from stages.options import ContainedCommand
 
 
-@click.command(cls=StageCommand)
+@click.command("backbones", cls=ContainedCommand)
 @click.argument("name", required=False)
 def main(name: str | None) -> None:
     """List what model.backbone may be, or show the blocks of one.

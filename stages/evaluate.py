@@ -8,7 +8,7 @@ import click
 
 from stages.options import (
     FOLDER,
-    StageCommand,
+    ContainedCommand,
     dry_run_option,
     in_option,
     out_option,
@@ -17,7 +17,7 @@ from stages.options import (
 )
 
 
-@click.command(cls=StageCommand)
+@click.command("evaluate", cls=ContainedCommand)
 @params_option
 @dry_run_option
 @prepared_option

@@ -8,7 +8,8 @@ import click
 
 from stages.options import (
     FOLDER,
-    StageCommand,
+    OUT_FOLDER,
+    ContainedCommand,
     dry_run_option,
     in_option,
     out_option,
@@ -17,7 +18,7 @@ from stages.options import (
 )
 
 
-@click.command(cls=StageCommand)
+@click.command("export", cls=ContainedCommand)
 @params_option
 @dry_run_option
 @prepared_option
@@ -32,7 +33,7 @@ from stages.options import (
 )
 @click.option(
     "--bundle",
-    type=FOLDER,
+    type=OUT_FOLDER,
     default=Path("artifacts/deploy"),
     show_default=True,
     help="Writes the folder to deploy, replaced as a whole: models, card and proof.",

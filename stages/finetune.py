@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stages.options import (
-    FOLDER,
+    OUT_FOLDER,
     ResumedCommand,
     dry_run_option,
     in_option,
@@ -17,7 +17,7 @@ from stages.options import (
 )
 
 
-@click.command(cls=ResumedCommand)
+@click.command("finetune", cls=ResumedCommand)
 @params_option
 @dry_run_option
 @prepared_option
@@ -26,7 +26,7 @@ from stages.options import (
 @out_option("--baseline", "artifacts/model/baseline.safetensors", "the best recipe, likewise")
 @click.option(
     "--seeds",
-    type=FOLDER,
+    type=OUT_FOLDER,
     default=Path("artifacts/model/seeds"),
     show_default=True,
     help="Writes the weights of every run into this folder, replaced as a whole.",

@@ -12,8 +12,15 @@ from biotune.commands.command import Command
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+
+class Written(click.Path):
+    """A path that a stage writes, not one that it reads."""
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+OUT_FILE = Written(dir_okay=False, path_type=Path)
+OUT_FOLDER = Written(file_okay=False, path_type=Path)
 
 params_option = click.option(
     "--params",
@@ -48,7 +55,7 @@ def in_option(name: str, default: str, what: str) -> Callable[[Decorated], Decor
 def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Decorated]:
     """An option for a file that a stage writes."""
     return click.option(
-        name, type=FILE, default=Path(default), show_default=True, help=f"Writes {what}."
+        name, type=OUT_FILE, default=Path(default), show_default=True, help=f"Writes {what}."
     )
 
 
@@ -64,7 +71,32 @@ class StageCommand(Command):
         return (*super().foreseen(), PipelineError)
 
 
-class ResumedCommand(StageCommand):
+class ContainedCommand(StageCommand):
+    """A stage that goes on in a container of its own where ``BIOTUNE_RUNTIME`` names an engine."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse them, and keep them as they are."""
+        ctx.meta["biotune.arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def before(self, ctx: click.Context) -> None:
+        """Go on there; does not return then.
+
+        Raises:
+            PipelineError: if it cannot.
+        """
+        from pipeline.containers import hand_over
+
+        paths = {True: list[Path](), False: list[Path]()}
+        for option in self.params:
+            value = ctx.params.get(option.name or "")
+            if isinstance(value, Path):
+                paths[isinstance(option.type, Written)].append(value)
+        arguments = ctx.meta["biotune.arguments"]
+        hand_over(self.name or "", arguments, reads=paths[False], writes=paths[True])
+
+
+class ResumedCommand(ContainedCommand):
     """A command that can be run again to go on from where it was stopped."""
 
     after_a_signal = "What had finished is kept: run the same command again to go on from there."

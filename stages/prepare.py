@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from stages.options import FOLDER, StageCommand, dry_run_option, params_option
+from stages.options import FOLDER, OUT_FOLDER, ContainedCommand, dry_run_option, params_option
 
 
-@click.command(cls=StageCommand)
+@click.command("prepare", cls=ContainedCommand)
 @params_option
 @dry_run_option
 @click.option("--images", type=FOLDER, help="Where an image folder is.  [default: prepare.path]")
 @click.option(
     "--out",
-    type=FOLDER,
+    type=OUT_FOLDER,
     default=Path("artifacts/prepared"),
     show_default=True,
     help="Folder to write, replaced as a whole.",

@@ -15,7 +15,7 @@ from stages.options import (
 )
 
 
-@click.command(cls=ResumedCommand)
+@click.command("search", cls=ResumedCommand)
 @params_option
 @dry_run_option
 @prepared_option

@@ -7,7 +7,7 @@ import click
 from stages.options import ResumedCommand
 
 
-@click.command(cls=ResumedCommand)
+@click.command("sync", cls=ResumedCommand)
 def main() -> None:
     """Send to MLflow what is kept because it did not answer.
 

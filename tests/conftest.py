@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 # The first example of a test may import a slow library, and CI machines are busy.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+# A stage that is called in here would go on in a container, and the tests with it.
+os.environ.pop("BIOTUNE_RUNTIME", None)
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,15 @@ class Command(click.Command):
         """The errors that are no fault of the code."""
         return (ValueError, OSError)
 
+    def before(self, ctx: click.Context) -> None:
+        """What is done first; its errors are the command's."""
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         logging.basicConfig(format="%(levelname)s: %(message)s")
         foreseen = self.foreseen()
         try:
+            self.before(ctx)
             with _terminable():
                 return super().invoke(ctx)
         except KeyboardInterrupt as interruption:

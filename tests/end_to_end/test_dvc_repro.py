@@ -3,87 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.imports import ROOT
-from tests.tiny import tiny_params, write_tiny_params
+from tests.checkout import Clone, make_clone
+from tests.tiny import tiny_params
 
 pytestmark = pytest.mark.slow
 
 
-@dataclass(frozen=True)
-class Clone:
-    """A checkout of its own, with a home of its own."""
-
-    folder: Path
-
-    def run(self, *command: str) -> str:
-        """Run a command of this environment in the clone; its output. Fails if it fails."""
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            # pytest's settings are not for the stages' processes.
-            "PYTHONWARNINGS": "default",
-        }
-        environment.pop("BIOTUNE_HOME", None)
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    def repro(self) -> set[str]:
-        """``dvc repro``; the stages that ran."""
-        return set(re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro")))
-
-    def read(self, path: str) -> Any:
-        return json.loads((self.folder / path).read_text())
-
-    def set(self, **changes: Any) -> None:
-        write_tiny_params(self.folder / "params.yaml", **changes)
-
-    def search_runs(self) -> list[Any]:
-        client = MlflowClient(f"sqlite:///{self.folder / '.biotune' / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("biotune")
-        assert experiment is not None
-        where = "tags.`biotune.stage` = 'search'"
-        return list(client.search_runs([experiment.experiment_id], where))
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The working tree as it is, committed in a repository of its own."""
-    folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    copy = Clone(folder)
-    copy.set()
-    copy.run("git", "init", "--quiet")
-    copy.run("git", "config", "user.name", "A tester")
-    copy.run("git", "config", "user.email", "tester@example.org")
-    copy.run("git", "add", ".")
-    copy.run("git", "commit", "--quiet", "-m", "The working tree")
+    """The working tree as it is, run once."""
+    copy = make_clone(tmp_path_factory.mktemp("clone"))
     assert copy.repro() == {"prepare", "search", "finetune", "evaluate", "export"}
     return copy
 

@@ -315,3 +315,17 @@ def test_store_hits_and_repeats_are_tagged_and_take_no_time(default_params: Para
     assert (known.tags["biotune.store_hit"], known.seconds) == ("true", 0.0)
     repeat = tracked_genome(replace(first.evaluated[1], repeat_of=0), BASE_LR, 100)
     assert repeat.tags["biotune.store_hit"] == "true"
+
+
+@pytest.mark.usefixtures("_own_store")
+def test_each_stages_run_names_the_image_that_it_ran_in(
+    default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage, image in (("finetune", "sha256:11"), ("evaluate", "sha256:22"), ("export", "")):
+        monkeypatch.setenv("BIOTUNE_IMAGE_DIGEST", image)
+        with tracked_stage(stage, default_params, "data", tmp_path):
+            pass
+    runs = {run.info.run_name: run.data.tags for run in all_runs(tracking_uri(tmp_path))}
+    assert runs["finetune"]["biotune.image"] == "sha256:11"
+    assert runs["evaluate"]["biotune.image"] == "sha256:22"
+    assert "biotune.image" not in runs["export"]

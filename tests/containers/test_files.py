@@ -1,0 +1,69 @@
+"""What a linter and the compose specification say of the files; no engine is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.imports import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    done = subprocess.run([BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_compose_yaml_is_what_the_specification_allows() -> None:
+    done = subprocess.run(
+        [
+            BIN / "check-jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+            ROOT / "compose.yaml",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return dict(content["services"])
+
+
+def test_every_open_port_is_bound_to_this_machine_alone(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert sorted(ports) == ["127.0.0.1:5000:5000", "127.0.0.1:8000:8000"]
+
+
+def test_the_services_images_are_those_that_make_builds(services: dict[str, Any]) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    for name in ("mlflow", "pipeline", "pipeline-cpu", "serve"):
+        target = services[name]["build"]["target"]
+        assert services[name]["image"].endswith(f":-biotune-{target}}}")
+        assert f" AS {target}\n" in dockerfile
+
+
+def test_what_a_build_may_read_is_what_the_dockerfile_copies() -> None:
+    """``.dockerignore`` leaves out all else: images of patients, results, history, secrets."""
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        word.rstrip("/")
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY") and "--from" not in line
+        for word in line.split()[1:-1]
+    }
+    assert copied == allowed
