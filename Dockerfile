@@ -3,7 +3,7 @@
 
 # The CUDA runtime comes with the torch wheels of requirements.lock, and the driver from the host,
 # through the NVIDIA container toolkit. So the base needs Python 3.11 and nothing of CUDA.
-ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 # Packages for a build without a connection: --build-context wheelhouse=FOLDER takes the place of
 # this stage. They are bound into the build, and never in a layer.

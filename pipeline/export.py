@@ -125,6 +125,7 @@ def run(
         ExportMismatchError: below ``export.min_label_agreement``.
         MissingOriginalError: if a test image is not there any more.
     """
+    home = biotune_home()
     images = PreparedImages.open(inputs.prepared)
     images.check_files()
     backbone, card = load_model_of(inputs.model, images)
@@ -140,7 +141,7 @@ def run(
     )
     originals = Originals(source_of(params, images_path), images)
     check_writable(files.bundle, files.metrics, files.lineage)
-    with tracked_stage("export", params, images.fingerprint, biotune_home()) as tracked:
+    with tracked_stage("export", params, images.fingerprint, home) as tracked:
         with folder_written_beside(files.bundle, VERIFICATION_FILE) as folder:
             model = folder / MODEL_FILE
             background = params.prepare.background
