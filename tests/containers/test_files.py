@@ -53,6 +53,24 @@ def test_the_services_images_are_those_that_make_builds(services: dict[str, Any]
         assert f" AS {target}\n" in dockerfile
 
 
+def test_a_container_with_dvc_in_it_is_stopped_in_order(services: dict[str, Any]) -> None:
+    """DVC heeds no SIGTERM, and a stage needs more than the ten seconds of an engine."""
+    supervise = ["python", "-m", "stages.supervise"]
+    for name in ("pipeline", "pipeline-cpu"):
+        assert services[name]["entrypoint"] == supervise
+        assert services[name]["command"] == ["dvc", "repro"]
+        assert services[name]["stop_grace_period"] == "2m"
+    (job,) = [one for one in _kubernetes() if one["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == [*supervise, "dvc", "repro"]
+
+
+def _kubernetes() -> list[dict[str, Any]]:
+    """The objects in the documentation."""
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    return list(yaml.safe_load_all(text.partition("```yaml\n")[2].partition("```")[0]))
+
+
 def test_what_a_build_may_read_is_what_the_dockerfile_copies() -> None:
     """``.dockerignore`` leaves out all else: images of patients, results, history, secrets."""
     allowed = {
