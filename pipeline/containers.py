@@ -34,11 +34,16 @@ LOCK_LABEL: Final = "biotune.lock.sha256"
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 _HANDED_IN: Final = (
-    *("BIOTUNE_", "MLFLOW_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH_"),
+    *("BIOTUNE_", "MLFLOW_", "CUDA_", "CUBLAS_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_"),
+    *("PYTORCH_", "TORCH", "HF_TOKEN", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS"),  # where MLflow keeps artifacts
     *("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM"),
 )
 """How the names of the variables begin that a stage is handed."""
+
+_READ_IMAGES: Final = ("prepare", "export")
+"""The stages that read images, and not only what the first of them has made of those."""
 
 _GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where NVIDIA's driver is: on Linux, in WSL."""
@@ -123,7 +128,7 @@ def hand_over(
     environment = _environment(image)
     call = Call(
         command=["python", "-m", f"stages.{stage}", *arguments],
-        mounts=stage_mounts(CHECKOUT, reads, writes, environment.values()),
+        mounts=stage_mounts(CHECKOUT, reads, writes, environment, stage in _READ_IMAGES),
         environment=environment,
         network=_names_a_server(os.environ.get("MLFLOW_TRACKING_URI", "")),
         gpus=any(Path(device).exists() for device in _GPU_DEVICES),

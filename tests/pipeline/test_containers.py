@@ -181,6 +181,94 @@ def test_links_out_of_the_images_folder_are_followed(engine: Engine) -> None:
         assert str(far / folder) in mounted
 
 
+def _inside(volumes: dict[str, str], looked_up: Path) -> Path:
+    """Follow a path as a container does that sees these volumes alone; fails where it ends."""
+    path = Path(os.path.abspath(looked_up))  # noqa: PTH100 - links stay
+    for part in (*reversed(path.parents), path):
+        around = [one for one in volumes if part.is_relative_to(one)]
+        # A mount's own point is what it leads to; a link inside of one is a link in there as well.
+        if around and str(part) not in volumes and part.is_symlink():
+            return _inside(volumes, part.parent / part.readlink() / path.relative_to(part))
+    assert any(path.is_relative_to(one) for one in volumes), f"{path} is not seen in {volumes}"
+    return path
+
+
+def test_links_lead_where_they_lead_on_the_host(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    work, far = engine.folder / "work", engine.folder / "far"
+    for folder in ("home", "art", "hop/images/dog", "deep/cat", "deeper", "data"):
+        (far / folder).mkdir(parents=True)
+    (far / "deeper" / "1.png").touch()
+    (work / ".biotune").symlink_to(far / "home")
+    (engine.folder / "over").symlink_to(far)
+    (work / "art").symlink_to(engine.folder / "over" / "art")
+    (work / "data").symlink_to(far / "data")
+    (far / "data" / "dog").symlink_to(engine.folder / "over" / "hop" / "images" / "dog")
+    (far / "data" / "cat").symlink_to("../deep/cat")
+    (far / "deep" / "cat" / "1.png").symlink_to(engine.folder / "over" / "deeper" / "1.png")
+    done = engine.call(
+        "stages.prepare", "--out", "art/prepared", BIOTUNE_RUNTIME="docker", BIOTUNE_HOME=""
+    )
+    assert done.returncode == 7, done.stderr
+    volumes = dict(volume.split(":")[::2] for volume in engine.options("--volume"))
+    for name in (".biotune", "art", "data/dog", "data/cat", "data/cat/1.png"):
+        assert _inside(volumes, work / name).resolve() == (work / name).resolve()
+    assert volumes[str(far / "home")] == volumes[str(far / "art")] == "rw"
+    assert volumes[str(far / "deeper")] == volumes[str(far / "deep" / "cat")] == "ro"
+
+
+def test_credentials_are_read_only_and_the_systems_folders_its_own(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    far = engine.folder / "far"
+    for folder in ("torch", "certificates", "tracking"):
+        (far / folder).mkdir(parents=True)
+    (far / "key.json").touch()
+    engine.call(
+        "stages.search",
+        BIOTUNE_RUNTIME="docker",
+        TORCH_HOME=str(far / "torch"),
+        GOOGLE_APPLICATION_CREDENTIALS=str(far / "key.json"),
+        REQUESTS_CA_BUNDLE=str(far / "certificates"),
+        MLFLOW_TRACKING_URI=str(far / "tracking"),
+        CUDA_HOME="/usr/local",
+        NVIDIA_LIBRARIES="/usr/lib",
+        CUDA_BINARIES="/usr/share",
+    )
+    volumes = dict(volume.split(":")[::2] for volume in engine.options("--volume"))
+    assert volumes[str(far / "torch")] == volumes[str(far / "tracking")] == "rw"
+    assert volumes[str(far / "key.json")] == volumes[str(far / "certificates")] == "ro"
+    assert not any(volume.startswith("/usr") for volume in volumes)
+
+
+def test_what_is_written_inside_of_what_is_read_can_be_written(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    far = engine.folder / "far"
+    (far / "results").mkdir(parents=True)
+    (engine.folder / "work" / "data").mkdir()
+    (engine.folder / "work" / "data" / "cat").symlink_to(far)
+    engine.call(
+        "stages.prepare",
+        BIOTUNE_RUNTIME="docker",
+        MLFLOW_TRACKING_URI=f"sqlite:///{far}/results/mlflow.db",
+    )
+    told = engine.options("--volume")
+    assert told.index(f"{far}:{far}:ro") < told.index(f"{far}/results:{far}/results:rw")
+
+
+@pytest.mark.parametrize(
+    ("stage", "seen"), [("prepare", True), ("export", True), ("search", False)]
+)
+def test_only_stages_that_read_images_see_them(engine: Engine, stage: str, seen: bool) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    (engine.folder / "images").mkdir()
+    write_tiny_params(
+        engine.folder / "work" / "params.yaml", prepare__path=str(engine.folder / "images")
+    )
+    engine.call(f"stages.{stage}", BIOTUNE_RUNTIME="docker")
+    volume = f"{engine.folder}/images:{engine.folder}/images:rw"
+    assert (volume in engine.options("--volume")) == seen
+
+
 def test_more_arguments_may_name_another_network(engine: Engine) -> None:
     engine.install("docker", {"biotune.lock.sha256": LOCK})
     engine.call(
@@ -254,6 +342,8 @@ def test_what_would_cover_the_containers_own_files_is_refused(engine: Engine) ->
     done = engine.call("stages.search", "--best-plan", "/plan.json", BIOTUNE_RUNTIME="docker")
     assert done.returncode == 1
     assert "/ would have to be mounted" in done.stderr
+    done = engine.call("stages.search", "--prepared", "/usr/lib", BIOTUNE_RUNTIME="docker")
+    assert "/usr/lib would have to be mounted" in done.stderr
 
 
 def test_a_database_beside_the_checkout_is_reached_without_a_network(engine: Engine) -> None:
