@@ -287,6 +287,69 @@ def test_docker_without_root_calls_the_caller_root(engine: Engine) -> None:
     assert engine.options("--user") == ["0:0"]
 
 
+def test_docker_that_maps_users_to_others_is_told_not_to(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK}, info="[name=seccomp name=userns]")
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert engine.options("--userns") == ["host"]
+    assert engine.options("--user") == [f"{os.getuid()}:{os.getgid()}"]
+
+
+@pytest.mark.parametrize(("runtime", "character"), [("docker", ":"), ("apptainer", ",")])
+def test_a_path_that_no_engine_takes_is_named(engine: Engine, runtime: str, character: str) -> None:
+    engine.install(runtime, {"biotune.lock.sha256": LOCK})
+    (engine.folder / "image").touch()
+    home = str(engine.folder / f"a{character}b")
+    variables = {"BIOTUNE_IMAGE": str(engine.folder / "image"), "BIOTUNE_HOME": home}
+    done = engine.call("stages.search", BIOTUNE_RUNTIME=runtime, **variables)
+    assert done.returncode == 1
+    assert f"{home} cannot be mounted" in done.stderr
+
+
+def test_more_arguments_with_an_open_quote_are_named(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker", BIOTUNE_RUNTIME_ARGS="--label 'a")
+    assert done.returncode == 1
+    assert "BIOTUNE_RUNTIME_ARGS" in done.stderr
+    assert "No closing quotation" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "network"),
+    [
+        ("", "none"),
+        ("mlruns", "none"),
+        ("file:///tmp/mlruns", "none"),
+        ("https://mlflow.example.org", "host"),
+        ("postgresql+psycopg2://u:p@host/db", "host"),
+        ("databricks", "host"),
+    ],
+)
+def test_the_network_is_there_for_a_server_alone(engine: Engine, uri: str, network: str) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker", MLFLOW_TRACKING_URI=uri)
+    assert engine.options("--network") == [network]
+
+
+def test_an_engine_that_does_not_answer_is_not_said_to_have_no_image(engine: Engine) -> None:
+    engine.install("docker", {})
+    script = engine.folder / "bin" / "docker"
+    script.write_text("#!/bin/sh\necho Cannot connect to the Docker daemon. >&2; exit 1\n")
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert done.returncode == 1
+    assert "docker does not answer (Cannot connect to the Docker daemon.)" in done.stderr
+    assert "make images" not in done.stderr
+    script.write_text("#!/bin/sh\ntest $1 = version || { echo No such image >&2; exit 1; }\n")
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert "docker has no image biotune-pipeline (No such image)" in done.stderr
+
+
+def test_certificates_and_proxies_are_handed_in(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    handed = {"HTTPS_PROXY": "x", "no_proxy": "x", "SSL_CERT_FILE": "x", "HF_TOKEN": "x"}
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker", CUBLAS_WORKSPACE_CONFIG=":8", **handed)
+    assert {*handed, "CUBLAS_WORKSPACE_CONFIG"} <= set(engine.options("--env"))
+
+
 def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     engine.install("apptainer", {"biotune.lock.sha256": LOCK})
     image = engine.folder / "image.sif"
@@ -303,7 +366,23 @@ def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     assert told["APPTAINERENV_BIOTUNE_IMAGE_DIGEST"] == f"sha256:{digest}"
     more = {"BIOTUNE_IMAGE": str(image), "BIOTUNE_RUNTIME_ARGS": "--network=host"}
     engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", **more)
-    assert "--net" not in engine.told()["argv"]
+    assert not [word for word in engine.told()["argv"] if word.startswith("--net")]
+    more["BIOTUNE_RUNTIME_ARGS"] = "--network host --nv"
+    engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", **more)
+    argv = engine.told()["argv"]
+    assert not [word for word in argv if word.startswith("--net") or word == "host"]
+    assert "--nv" in argv
+
+
+def test_apptainers_caches_are_where_they_can_be_written(engine: Engine) -> None:
+    """HOME is the caller's there, whose folder is not."""
+    engine.install("apptainer", {"biotune.lock.sha256": LOCK})
+    image = engine.folder / "image.sif"
+    image.touch()
+    engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", BIOTUNE_IMAGE=str(image))
+    told = engine.told()["environment"]
+    for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME"):
+        assert told[f"APPTAINERENV_{name}"].startswith(str(engine.folder / "home"))
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
