@@ -108,7 +108,7 @@ def hand_over(
         mounts=stage_mounts(CHECKOUT, reads, writes, environment, stage in _READ_IMAGES),
         environment=environment,
         network=_names_a_server(os.environ.get("MLFLOW_TRACKING_URI", "")),
-        gpus=any(Path(device).exists() for device in _GPU_DEVICES),
+        gpus=gives_gpus(more),
         more=more,
     )
     argv = (
@@ -205,6 +205,15 @@ def _for_the_engine(runtime: str, environment: Mapping[str, str]) -> dict[str, s
     """The variables by which an engine is told those of the container."""
     prefix = "APPTAINERENV_" if runtime == "apptainer" else ""
     return {f"{prefix}{name}": value for name, value in environment.items()}
+
+
+def gives_gpus(more: Sequence[str]) -> bool:
+    """Whether a stage gets all GPUs: not if it is to see none, or the user says which."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    if any(word.startswith("--gpus") or "nvidia.com/gpu" in word for word in more):
+        return False
+    return any(Path(device).exists() for device in _GPU_DEVICES)
 
 
 def _name_a_network(words: Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import containers
 from tests.imports import ROOT
 from tests.tiny import write_tiny_params
 
@@ -372,6 +373,28 @@ def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     argv = engine.told()["argv"]
     assert not [word for word in argv if word.startswith("--net") or word == "host"]
     assert "--nv" in argv
+
+
+@pytest.mark.parametrize(
+    ("visible", "more", "all_of_them"),
+    [
+        (None, [], True),
+        ("1", ["--device", "/dev/fuse"], True),
+        ("", [], False),
+        (None, ["--gpus=device=1"], False),
+        (None, ["--device", "nvidia.com/gpu=1"], False),
+    ],
+)
+def test_gpus_can_be_switched_off_and_chosen(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, more: list[str], all_of_them: bool
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(containers, "_GPU_DEVICES", ("/dev/null",))
+    assert containers.gives_gpus(more) == all_of_them
+    monkeypatch.setattr(containers, "_GPU_DEVICES", ("/dev/no-such-device",))
+    assert not containers.gives_gpus(more)
 
 
 def test_apptainers_caches_are_where_they_can_be_written(engine: Engine) -> None:
