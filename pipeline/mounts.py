@@ -157,6 +157,8 @@ def _links(folder: Path) -> Iterator[Path]:
 def _read(reads: Iterable[Path], images: bool) -> Iterator[Path]:
     for path in reads:
         yield path
+        if path.suffix == ".safetensors":
+            yield path.with_suffix(".json")  # what the weights are of
         if path.suffix in (".yaml", ".yml") and path.is_file():
             try:
                 content = YAML(typ="safe", pure=True).load(path)

@@ -241,6 +241,16 @@ def test_credentials_are_read_only_and_the_systems_folders_its_own(engine: Engin
     assert not any(volume.startswith("/usr") for volume in volumes)
 
 
+def test_a_model_elsewhere_comes_with_its_description(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    weights = engine.folder / "model.v2.safetensors"
+    weights.touch()
+    weights.with_suffix(".json").touch()
+    engine.call("stages.export", "--model", str(weights), BIOTUNE_RUNTIME="docker")
+    for file in (weights, weights.with_suffix(".json")):
+        assert f"{file}:{file}:ro" in engine.options("--volume")
+
+
 def test_what_is_written_inside_of_what_is_read_can_be_written(engine: Engine) -> None:
     engine.install("docker", {"biotune.lock.sha256": LOCK})
     far = engine.folder / "far"
