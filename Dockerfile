@@ -28,27 +28,41 @@ WORKDIR /work
 FROM base AS requirements
 COPY requirements.lock /requirements/
 WORKDIR /requirements
+# The stages' launcher looks for the lock file's hash in a label, which cannot be computed in here:
+# so it is checked, before there is much to wait for.
+ARG LOCK_SHA256=
+RUN case "$(sha256sum requirements.lock)" in "$LOCK_SHA256 "*) ;; \
+    *) echo "LOCK_SHA256 is not the hash of requirements.lock; build by: make images"; exit 1 ;; esac
 RUN grep -E '^((torch|torchvision|triton)==|(nvidia|cuda)-)' requirements.lock > torch.txt \
     && grep -v -x -F -f torch.txt requirements.lock > others.txt
 
-FROM base AS serve-packages
+FROM base AS serve
 ARG PIP_CONFIG_FILE=/run/secrets/pip_conf
-COPY requirements.lock pyproject.toml README.md LICENSE /source/
+COPY --from=requirements /requirements/requirements.lock /source/
+COPY pyproject.toml /source/
+# With a stub in the source's place, so that a change of the source is a layer of one megabyte.
+RUN --mount=type=bind,from=wheelhouse,target=/wheelhouse \
+    --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
+    if [ -n "$(ls /wheelhouse)" ]; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheelhouse; fi; \
+    mkdir /source/biotune && touch /source/README.md /source/LICENSE \
+    && echo '__version__ = "0"' > /source/biotune/__init__.py \
+    && pip --python /opt/venv/bin/python install --no-cache-dir \
+        --constraint /source/requirements.lock '/source[serve]'
+COPY README.md LICENSE /source/
 COPY biotune /source/biotune
 RUN --mount=type=bind,from=wheelhouse,target=/wheelhouse \
     --mount=type=secret,id=pip_conf --mount=type=secret,id=ca_bundle \
     if [ -n "$(ls /wheelhouse)" ]; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheelhouse; fi; \
-    pip --python /opt/venv/bin/python install --no-cache-dir \
-        --constraint /source/requirements.lock '/source[serve]'
-
-FROM base AS serve
-COPY --from=serve-packages /opt/venv /opt/venv
+    rm -rf /source/build /source/*.egg-info \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --force-reinstall /source \
+    && rm -rf /source
 USER 10001
 EXPOSE 8000
 ENTRYPOINT ["biotune", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["/model/model.onnx"]
+# Not urllib, which would ask the proxy that http_proxy names.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+    CMD ["python", "-c", "from http.client import HTTPConnection as To; to = To('127.0.0.1', 8000, timeout=4); to.request('GET', '/healthz'); assert to.getresponse().status == 200"]
 ARG LOCK_SHA256=
 ARG REVISION=
 ARG VERSION=
@@ -83,20 +97,17 @@ RUN --mount=type=bind,from=wheelhouse,target=/wheelhouse \
     pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
         --requirement /opt/biotune/others.txt \
     && python -c "import torch; assert torch.version.cuda, f'torch {torch.__version__} is without CUDA'"
-COPY requirements.lock pyproject.toml dvc.yaml README.md LICENSE /opt/biotune/
+COPY --from=requirements /requirements/requirements.lock /opt/biotune/
+COPY pyproject.toml dvc.yaml README.md LICENSE /opt/biotune/
 COPY presets /opt/biotune/presets
 COPY biotune /opt/biotune/biotune
 COPY pipeline /opt/biotune/pipeline
 COPY stages /opt/biotune/stages
-ARG LOCK_SHA256=
-# What is installed here is this very source, which has no version to pin. A label cannot be
-# computed in here, so it is checked.
+# What is installed here is this very source, which has no version to pin.
 # hadolint ignore=DL3013
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-build-isolation \
         --config-settings editable_mode=compat --editable /opt/biotune \
     && pip --python /opt/venv/bin/python check \
-    && case "$(sha256sum /opt/biotune/requirements.lock)" in "$LOCK_SHA256"*) ;; \
-        *) echo "LOCK_SHA256 is not the hash of requirements.lock; build by: make images"; exit 1 ;; esac \
     # A new volume has the owner and mode of the folder that it is mounted on.
     && install --directory --mode=1777 /mlartifacts
 # In here a stage runs where it is called. The toolkit hands in all GPUs, unless told otherwise.
@@ -106,6 +117,7 @@ ENV BIOTUNE_RUNTIME=host \
 USER 10001
 ENTRYPOINT ["biotune"]
 CMD ["--help"]
+ARG LOCK_SHA256=
 ARG REVISION=
 ARG VERSION=
 LABEL org.opencontainers.image.title="BioTune pipeline" \

@@ -8,8 +8,6 @@ and its exit code are the stage's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -18,8 +16,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from pipeline.container_images import CHECKOUT, Image, check_lock, find_image
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
 from pipeline.lineage import IMAGE_VARIABLE
@@ -28,35 +27,20 @@ from pipeline.mounts import Mounts, stage_mounts
 RUNTIMES: Final = ("host", "docker", "podman", "apptainer")
 """What ``BIOTUNE_RUNTIME`` may be."""
 
-LOCK_LABEL: Final = "biotune.lock.sha256"
-"""Label of an image: SHA-256 of the ``requirements.lock`` that it was built from."""
-
-CHECKOUT: Final = Path(__file__).resolve().parents[1]
-
 _HANDED_IN: Final = (
-    *("BIOTUNE_", "MLFLOW_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH_"),
+    *("BIOTUNE_", "MLFLOW_", "CUDA_", "CUBLAS_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_"),
+    *("PYTORCH_", "TORCH", "HF_TOKEN", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS"),  # where MLflow keeps artifacts
     *("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM"),
 )
 """How the names of the variables begin that a stage is handed."""
 
+_READ_IMAGES: Final = ("prepare", "export")
+"""The stages that read images, and not only what the first of them has made of those."""
+
 _GPU_DEVICES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where NVIDIA's driver is: on Linux, in WSL."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """What an engine says of an image.
-
-    Attributes:
-        name: as given.
-        digest: of its content; with the registry's name, where it came from one.
-        labels: that it was built with.
-    """
-
-    name: str
-    digest: str
-    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,6 @@ class Call:
         environment: its variables, beside the image's own.
         network: whether it may reach any.
         gpus: whether it gets them.
-        terminal: whether a person sits at it.
         more: arguments of the user's for the engine.
     """
 
@@ -78,7 +61,6 @@ class Call:
     environment: Mapping[str, str]
     network: bool
     gpus: bool
-    terminal: bool = False
     more: Sequence[str] = field(default=())
 
 
@@ -119,15 +101,14 @@ def hand_over(
         )
     image = find_image(runtime)
     check_lock(image, runtime)
-    more = shlex.split(os.environ.get("BIOTUNE_RUNTIME_ARGS", ""))
-    environment = _environment(image)
+    more = _more_arguments()
+    environment = _environment(image, runtime)
     call = Call(
         command=["python", "-m", f"stages.{stage}", *arguments],
-        mounts=stage_mounts(CHECKOUT, reads, writes, environment.values()),
+        mounts=stage_mounts(CHECKOUT, reads, writes, environment, stage in _READ_IMAGES),
         environment=environment,
         network=_names_a_server(os.environ.get("MLFLOW_TRACKING_URI", "")),
-        gpus=any(Path(device).exists() for device in _GPU_DEVICES),
-        terminal=sys.stdin.isatty() and sys.stdout.isatty(),
+        gpus=gives_gpus(more),
         more=more,
     )
     argv = (
@@ -138,67 +119,10 @@ def hand_over(
     os.execvpe(argv[0], argv, known)  # noqa: S606 - a shell would stand between us and the signals
 
 
-def find_image(runtime: str) -> Image:
-    """The image that ``BIOTUNE_IMAGE`` names, by default what ``make images`` has built.
-
-    Raises:
-        PipelineError: if there is none.
-    """
-    if runtime == "apptainer":
-        return _find_sif(Path(os.environ.get("BIOTUNE_IMAGE") or CHECKOUT / "biotune-pipeline.sif"))
-    name = os.environ.get("BIOTUNE_IMAGE") or "biotune-pipeline"
-    asked = subprocess.run([runtime, "image", "inspect", name], capture_output=True, text=True)
-    if asked.returncode:
-        raise PipelineError(
-            f"{runtime} has no image {name} ({asked.stderr.strip()}): build it with `make images "
-            f"ENGINE={runtime}`, or name another as BIOTUNE_IMAGE"
-        )
-    found: dict[str, Any] = json.loads(asked.stdout)[0]
-    # An image that was only ever here has no digest of a registry; its id is one of its content.
-    digests = [one for one in found.get("RepoDigests") or () if not one.startswith("localhost/")]
-    digest = digests[0] if digests else f"sha256:{found['Id'].removeprefix('sha256:')}"
-    return Image(name, digest, found["Config"].get("Labels") or {})
-
-
-def _find_sif(file: Path) -> Image:
-    if not file.is_file():
-        raise PipelineError(
-            f"there is no image {file}: docs/deployment.md says how to make one for apptainer, or "
-            "name another as BIOTUNE_IMAGE"
-        )
-    asked = subprocess.run(
-        ["apptainer", "inspect", "--json", "--labels", str(file)], capture_output=True, text=True
-    )
-    if asked.returncode:
-        raise PipelineError(f"apptainer cannot read the image {file}: {asked.stderr.strip()}")
-    labels = json.loads(asked.stdout)["data"]["attributes"]["labels"]
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Image(str(file.resolve()), f"sha256:{digest}", labels or {})
-
-
-def check_lock(image: Image, runtime: str) -> None:
-    """Make sure that an image holds what the checkout's lock file says.
-
-    Raises:
-        PipelineError: if it was built from another, with the command that builds it anew.
-    """
-    expected = hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest()
-    found = image.labels.get(LOCK_LABEL, "")
-    if found != expected:
-        engine = "docker" if runtime == "apptainer" else runtime
-        raise PipelineError(
-            f"the image {image.name} was built from another requirements.lock (its label "
-            f"{LOCK_LABEL} is {found[:12] or 'missing'}) than the checkout's ({expected[:12]}): "
-            f"build it again with `make images ENGINE={engine}`"
-        )
-
-
 def engine_argv(engine: str, call: Call, image: Image) -> list[str]:
     """The command that runs a stage by Docker or Podman."""
-    argv = [engine, "run", "--rm", "--user", _user(engine), "--workdir", str(Path.cwd())]
-    if engine == "podman" and os.getuid() != 0:
-        argv += ["--userns", "keep-id"]
+    # Without --tty, with which Docker's client passes no signals on, and stops in the background.
+    argv = [engine, "run", "--rm", *_user(engine), "--workdir", str(Path.cwd())]
     # As the first process of a namespace of its own, the stage would not be ended by a signal that
     # comes before it has a handler for it.
     argv += ["--pid", "host"]
@@ -209,10 +133,7 @@ def engine_argv(engine: str, call: Call, image: Image) -> list[str]:
         argv += ["--network", "host" if call.network else "none"]
     if call.gpus:
         argv += ["--gpus", "all"] if engine == "docker" else ["--device", "nvidia.com/gpu=all"]
-    if call.terminal:
-        argv += ["--interactive", "--tty"]
-    for path, mode in call.mounts.items():
-        argv += ["--volume", f"{path}:{path}:{mode}"]
+    argv += _volumes("--volume", call.mounts, ":")
     for name in sorted(call.environment):  # values from our own: a password is not for `ps` to show
         argv += ["--env", name]
     return [*argv, *call.more, "--entrypoint", "", image.name, *call.command]
@@ -225,17 +146,54 @@ def apptainer_argv(call: Call, image: Image) -> list[str]:
         argv += ["--net", "--network", "none"]
     if call.gpus:
         argv += ["--nv"]
-    for path, mode in call.mounts.items():
-        argv += ["--bind", f"{path}:{path}:{mode}"]
-    return [*argv, *call.more, image.name, *call.command]
+    argv += _volumes("--bind", call.mounts, ":,")
+    return [*argv, *_without_host_network(call.more), image.name, *call.command]
 
 
-def _environment(image: Image) -> dict[str, str]:
+def _volumes(option: str, mounts: Mounts, separators: str) -> list[str]:
+    words = []
+    for path, mode in mounts.items():
+        if any(one in str(path) for one in separators):
+            raise ValueError(
+                f"{path} cannot be mounted into the stage's container: an engine takes none of "
+                f"{' '.join(separators)} in a path; rename it, or run with BIOTUNE_RUNTIME=host"
+            )
+        words += [option, f"{path}:{path}:{mode}"]
+    return words
+
+
+def _more_arguments() -> list[str]:
+    """The user's for the engine."""
+    try:
+        return shlex.split(os.environ.get("BIOTUNE_RUNTIME_ARGS", ""))
+    except ValueError as error:
+        raise ValueError(f"BIOTUNE_RUNTIME_ARGS is no list of words: {error}") from error
+
+
+def _without_host_network(words: Sequence[str]) -> list[str]:
+    """Apptainer has the host's network by itself; to name it takes rights that few users have."""
+    kept: list[str] = []
+    for word in words:
+        if word == "host" and kept and kept[-1] in ("--network", "--net"):
+            kept.pop()
+        elif word not in ("--network=host", "--net=host"):
+            kept.append(word)
+    return kept
+
+
+def _environment(image: Image, runtime: str) -> dict[str, str]:
     named = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_IN)}
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return named | {
+    home = biotune_home()
+    caches = {}
+    if runtime == "apptainer":  # whose HOME is the caller's, which is not there
+        names = ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
+        caches = {name: str(home / "cache" / name.lower()) for name in names}
+    return {
+        **named,
+        **caches,
         "BIOTUNE_RUNTIME": "host",
-        "BIOTUNE_HOME": str(biotune_home()),
+        "BIOTUNE_HOME": str(home),
         IMAGE_VARIABLE: image.digest,
         "PYTHONPATH": str(CHECKOUT),
         "TORCH_HOME": os.environ.get("TORCH_HOME") or str(cache / "torch"),
@@ -249,20 +207,37 @@ def _for_the_engine(runtime: str, environment: Mapping[str, str]) -> dict[str, s
     return {f"{prefix}{name}": value for name, value in environment.items()}
 
 
+def gives_gpus(more: Sequence[str]) -> bool:
+    """Whether a stage gets all GPUs: not if it is to see none, or the user says which."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    if any(word.startswith("--gpus") or "nvidia.com/gpu" in word for word in more):
+        return False
+    return any(Path(device).exists() for device in _GPU_DEVICES)
+
+
 def _name_a_network(words: Sequence[str]) -> bool:
     return any(word.partition("=")[0] in ("--network", "--net") for word in words)
 
 
 def _names_a_server(tracking_uri: str) -> bool:
-    return bool(tracking_uri) and not tracking_uri.startswith(("sqlite:", "file:"))
+    """Not a file, a folder, or a word: those need no network."""
+    if tracking_uri.startswith("databricks"):
+        return True
+    return "://" in tracking_uri and not tracking_uri.startswith(("sqlite:", "file:"))
 
 
-def _user(engine: str) -> str:
+def _user(engine: str) -> list[str]:
     """The caller, so that files are the caller's. Docker without root calls the caller root."""
+    caller = ["--user", f"{os.getuid()}:{os.getgid()}"]
+    if engine == "podman" and os.getuid() != 0:
+        return [*caller, "--userns", "keep-id"]
     if engine == "docker":
         asked = subprocess.run(
             ["docker", "info", "--format", "{{.SecurityOptions}}"], capture_output=True, text=True
         )
         if "name=rootless" in asked.stdout:
-            return "0:0"
-    return f"{os.getuid()}:{os.getgid()}"
+            return ["--user", "0:0"]
+        if "name=userns" in asked.stdout:  # all ids are others there, and --pid host is refused
+            return [*caller, "--userns", "host"]
+    return caller

@@ -24,11 +24,12 @@ _PACKAGES: Final = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "nump
 
 def origin_tags() -> dict[str, str]:
     """Commit, whether the checkout had changes, and image, as far as they are known."""
-    commit = _git("rev-parse", "HEAD")
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     tags = {}
     if commit:
         tags["mlflow.source.git.commit"] = commit
-        tags["biotune.uncommitted_changes"] = str(bool(_git("status", "--porcelain"))).lower()
+        if changes is not None:  # git may know the commit, and not be able to look at the files
+            tags["biotune.uncommitted_changes"] = str(bool(changes)).lower()
     if os.environ.get(IMAGE_VARIABLE):
         tags[IMAGE_TAG] = os.environ[IMAGE_VARIABLE]
     return tags
@@ -62,9 +63,10 @@ def lineage(
     }
 
 
-def _git(*words: str) -> str:
+def _git(*words: str) -> str | None:
+    """What git says; None if it fails."""
     try:
         asked = subprocess.run(["git", *words], capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.checkout import Clone, make_clone
 from tests.containers.engine import Engine, why_not
@@ -29,9 +30,11 @@ def engine() -> Iterator[Engine]:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     engine = Engine(caches / "biotune-test-containers")
     engine.configure()
-    engine.build()
-    yield engine
-    assert engine.containers() == []
+    # Names, tags and the storage are the same for all checkouts: one run of these at a time.
+    with FileLock(engine.cache / "lock"):
+        engine.build()
+        yield engine
+        assert engine.containers() == []
 
 
 @pytest.fixture(scope="session")

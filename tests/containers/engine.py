@@ -51,6 +51,11 @@ class Engine:
             "BUILDAH_ISOLATION": "chroot",
         }
 
+    @property
+    def base(self) -> str:
+        """The image that the others are built on."""
+        return f"localhost/biotune-test-base:{SUITES[sys.version_info[:2]]}"
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``podman`` with these words."""
         done = self.call("podman", *command)
@@ -93,7 +98,8 @@ class Engine:
 
     def build(self) -> None:
         """Build both images, by the command that people use, without a connection."""
-        base = f"localhost/biotune-test-base:{SUITES[sys.version_info[:2]]}"
+        self.run("rm", "--force", "--all")  # of a run that was killed
+        base = self.base
         if self.run("image", "exists", base, check=False).returncode:
             self._import_base(base)
         words = [f"WHEELHOUSE={self.cache / 'wheelhouse'}", f"PYTHON={sys.executable}"]

@@ -34,6 +34,18 @@ def test_an_image_says_what_it_was_built_from(engine: Engine, name: str) -> None
     assert image["User"] == "10001"
 
 
+def test_an_image_without_the_lock_files_hash_is_not_built(engine: Engine) -> None:
+    """As `docker build .` would, and then every stage would refuse it."""
+    base = f"BASE_IMAGE={engine.base}"
+    for words in ((), ("--build-arg", "LOCK_SHA256=0123")):
+        for target in ("serve", "pipeline"):
+            done = engine.run(
+                *("build", "--target", target, "--build-arg", base, *words, "."), check=False
+            )
+            assert done.returncode != 0
+            assert "build by: make images" in done.stdout + done.stderr
+
+
 def test_the_server_is_small_and_without_torch(engine: Engine) -> None:
     sizes = {name: engine.inspect(name)["Size"] / 1e9 for name in IMAGES}
     print(f"\nsizes in GB: {sizes}")

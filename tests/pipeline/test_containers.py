@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import containers
 from tests.imports import ROOT
 from tests.tiny import write_tiny_params
 
@@ -181,6 +182,104 @@ def test_links_out_of_the_images_folder_are_followed(engine: Engine) -> None:
         assert str(far / folder) in mounted
 
 
+def _inside(volumes: dict[str, str], looked_up: Path) -> Path:
+    """Follow a path as a container does that sees these volumes alone; fails where it ends."""
+    path = Path(os.path.abspath(looked_up))  # noqa: PTH100 - links stay
+    for part in (*reversed(path.parents), path):
+        around = [one for one in volumes if part.is_relative_to(one)]
+        # A mount's own point is what it leads to; a link inside of one is a link in there as well.
+        if around and str(part) not in volumes and part.is_symlink():
+            return _inside(volumes, part.parent / part.readlink() / path.relative_to(part))
+    assert any(path.is_relative_to(one) for one in volumes), f"{path} is not seen in {volumes}"
+    return path
+
+
+def test_links_lead_where_they_lead_on_the_host(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    work, far = engine.folder / "work", engine.folder / "far"
+    for folder in ("home", "art", "hop/images/dog", "deep/cat", "deeper", "data"):
+        (far / folder).mkdir(parents=True)
+    (far / "deeper" / "1.png").touch()
+    (work / ".biotune").symlink_to(far / "home")
+    (engine.folder / "over").symlink_to(far)
+    (work / "art").symlink_to(engine.folder / "over" / "art")
+    (work / "data").symlink_to(far / "data")
+    (far / "data" / "dog").symlink_to(engine.folder / "over" / "hop" / "images" / "dog")
+    (far / "data" / "cat").symlink_to("../deep/cat")
+    (far / "deep" / "cat" / "1.png").symlink_to(engine.folder / "over" / "deeper" / "1.png")
+    done = engine.call(
+        "stages.prepare", "--out", "art/prepared", BIOTUNE_RUNTIME="docker", BIOTUNE_HOME=""
+    )
+    assert done.returncode == 7, done.stderr
+    volumes = dict(volume.split(":")[::2] for volume in engine.options("--volume"))
+    for name in (".biotune", "art", "data/dog", "data/cat", "data/cat/1.png"):
+        assert _inside(volumes, work / name).resolve() == (work / name).resolve()
+    assert volumes[str(far / "home")] == volumes[str(far / "art")] == "rw"
+    assert volumes[str(far / "deeper")] == volumes[str(far / "deep" / "cat")] == "ro"
+
+
+def test_credentials_are_read_only_and_the_systems_folders_its_own(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    far = engine.folder / "far"
+    for folder in ("torch", "certificates", "tracking"):
+        (far / folder).mkdir(parents=True)
+    (far / "key.json").touch()
+    engine.call(
+        "stages.search",
+        BIOTUNE_RUNTIME="docker",
+        TORCH_HOME=str(far / "torch"),
+        GOOGLE_APPLICATION_CREDENTIALS=str(far / "key.json"),
+        REQUESTS_CA_BUNDLE=str(far / "certificates"),
+        MLFLOW_TRACKING_URI=str(far / "tracking"),
+        CUDA_HOME="/usr/local",
+        NVIDIA_LIBRARIES="/usr/lib",
+        CUDA_BINARIES="/usr/share",
+    )
+    volumes = dict(volume.split(":")[::2] for volume in engine.options("--volume"))
+    assert volumes[str(far / "torch")] == volumes[str(far / "tracking")] == "rw"
+    assert volumes[str(far / "key.json")] == volumes[str(far / "certificates")] == "ro"
+    assert not any(volume.startswith("/usr") for volume in volumes)
+
+
+def test_a_model_elsewhere_comes_with_its_description(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    weights = engine.folder / "model.v2.safetensors"
+    weights.touch()
+    weights.with_suffix(".json").touch()
+    engine.call("stages.export", "--model", str(weights), BIOTUNE_RUNTIME="docker")
+    for file in (weights, weights.with_suffix(".json")):
+        assert f"{file}:{file}:ro" in engine.options("--volume")
+
+
+def test_what_is_written_inside_of_what_is_read_can_be_written(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    far = engine.folder / "far"
+    (far / "results").mkdir(parents=True)
+    (engine.folder / "work" / "data").mkdir()
+    (engine.folder / "work" / "data" / "cat").symlink_to(far)
+    engine.call(
+        "stages.prepare",
+        BIOTUNE_RUNTIME="docker",
+        MLFLOW_TRACKING_URI=f"sqlite:///{far}/results/mlflow.db",
+    )
+    told = engine.options("--volume")
+    assert told.index(f"{far}:{far}:ro") < told.index(f"{far}/results:{far}/results:rw")
+
+
+@pytest.mark.parametrize(
+    ("stage", "seen"), [("prepare", True), ("export", True), ("search", False)]
+)
+def test_only_stages_that_read_images_see_them(engine: Engine, stage: str, seen: bool) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    (engine.folder / "images").mkdir()
+    write_tiny_params(
+        engine.folder / "work" / "params.yaml", prepare__path=str(engine.folder / "images")
+    )
+    engine.call(f"stages.{stage}", BIOTUNE_RUNTIME="docker")
+    volume = f"{engine.folder}/images:{engine.folder}/images:rw"
+    assert (volume in engine.options("--volume")) == seen
+
+
 def test_more_arguments_may_name_another_network(engine: Engine) -> None:
     engine.install("docker", {"biotune.lock.sha256": LOCK})
     engine.call(
@@ -199,6 +298,69 @@ def test_docker_without_root_calls_the_caller_root(engine: Engine) -> None:
     assert engine.options("--user") == ["0:0"]
 
 
+def test_docker_that_maps_users_to_others_is_told_not_to(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK}, info="[name=seccomp name=userns]")
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert engine.options("--userns") == ["host"]
+    assert engine.options("--user") == [f"{os.getuid()}:{os.getgid()}"]
+
+
+@pytest.mark.parametrize(("runtime", "character"), [("docker", ":"), ("apptainer", ",")])
+def test_a_path_that_no_engine_takes_is_named(engine: Engine, runtime: str, character: str) -> None:
+    engine.install(runtime, {"biotune.lock.sha256": LOCK})
+    (engine.folder / "image").touch()
+    home = str(engine.folder / f"a{character}b")
+    variables = {"BIOTUNE_IMAGE": str(engine.folder / "image"), "BIOTUNE_HOME": home}
+    done = engine.call("stages.search", BIOTUNE_RUNTIME=runtime, **variables)
+    assert done.returncode == 1
+    assert f"{home} cannot be mounted" in done.stderr
+
+
+def test_more_arguments_with_an_open_quote_are_named(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker", BIOTUNE_RUNTIME_ARGS="--label 'a")
+    assert done.returncode == 1
+    assert "BIOTUNE_RUNTIME_ARGS" in done.stderr
+    assert "No closing quotation" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "network"),
+    [
+        ("", "none"),
+        ("mlruns", "none"),
+        ("file:///tmp/mlruns", "none"),
+        ("https://mlflow.example.org", "host"),
+        ("postgresql+psycopg2://u:p@host/db", "host"),
+        ("databricks", "host"),
+    ],
+)
+def test_the_network_is_there_for_a_server_alone(engine: Engine, uri: str, network: str) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker", MLFLOW_TRACKING_URI=uri)
+    assert engine.options("--network") == [network]
+
+
+def test_an_engine_that_does_not_answer_is_not_said_to_have_no_image(engine: Engine) -> None:
+    engine.install("docker", {})
+    script = engine.folder / "bin" / "docker"
+    script.write_text("#!/bin/sh\necho Cannot connect to the Docker daemon. >&2; exit 1\n")
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert done.returncode == 1
+    assert "docker does not answer (Cannot connect to the Docker daemon.)" in done.stderr
+    assert "make images" not in done.stderr
+    script.write_text("#!/bin/sh\ntest $1 = version || { echo No such image >&2; exit 1; }\n")
+    done = engine.call("stages.search", BIOTUNE_RUNTIME="docker")
+    assert "docker has no image biotune-pipeline (No such image)" in done.stderr
+
+
+def test_certificates_and_proxies_are_handed_in(engine: Engine) -> None:
+    engine.install("docker", {"biotune.lock.sha256": LOCK})
+    handed = {"HTTPS_PROXY": "x", "no_proxy": "x", "SSL_CERT_FILE": "x", "HF_TOKEN": "x"}
+    engine.call("stages.search", BIOTUNE_RUNTIME="docker", CUBLAS_WORKSPACE_CONFIG=":8", **handed)
+    assert {*handed, "CUBLAS_WORKSPACE_CONFIG"} <= set(engine.options("--env"))
+
+
 def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     engine.install("apptainer", {"biotune.lock.sha256": LOCK})
     image = engine.folder / "image.sif"
@@ -215,7 +377,45 @@ def test_apptainer_gets_its_variables_its_own_way(engine: Engine) -> None:
     assert told["APPTAINERENV_BIOTUNE_IMAGE_DIGEST"] == f"sha256:{digest}"
     more = {"BIOTUNE_IMAGE": str(image), "BIOTUNE_RUNTIME_ARGS": "--network=host"}
     engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", **more)
-    assert "--net" not in engine.told()["argv"]
+    assert not [word for word in engine.told()["argv"] if word.startswith("--net")]
+    more["BIOTUNE_RUNTIME_ARGS"] = "--network host --nv"
+    engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", **more)
+    argv = engine.told()["argv"]
+    assert not [word for word in argv if word.startswith("--net") or word == "host"]
+    assert "--nv" in argv
+
+
+@pytest.mark.parametrize(
+    ("visible", "more", "all_of_them"),
+    [
+        (None, [], True),
+        ("1", ["--device", "/dev/fuse"], True),
+        ("", [], False),
+        (None, ["--gpus=device=1"], False),
+        (None, ["--device", "nvidia.com/gpu=1"], False),
+    ],
+)
+def test_gpus_can_be_switched_off_and_chosen(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, more: list[str], all_of_them: bool
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(containers, "_GPU_DEVICES", ("/dev/null",))
+    assert containers.gives_gpus(more) == all_of_them
+    monkeypatch.setattr(containers, "_GPU_DEVICES", ("/dev/no-such-device",))
+    assert not containers.gives_gpus(more)
+
+
+def test_apptainers_caches_are_where_they_can_be_written(engine: Engine) -> None:
+    """HOME is the caller's there, whose folder is not."""
+    engine.install("apptainer", {"biotune.lock.sha256": LOCK})
+    image = engine.folder / "image.sif"
+    image.touch()
+    engine.call("stages.search", BIOTUNE_RUNTIME="apptainer", BIOTUNE_IMAGE=str(image))
+    told = engine.told()["environment"]
+    for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME"):
+        assert told[f"APPTAINERENV_{name}"].startswith(str(engine.folder / "home"))
 
 
 @pytest.mark.parametrize("runtime", ["docker", "podman"])
@@ -254,6 +454,8 @@ def test_what_would_cover_the_containers_own_files_is_refused(engine: Engine) ->
     done = engine.call("stages.search", "--best-plan", "/plan.json", BIOTUNE_RUNTIME="docker")
     assert done.returncode == 1
     assert "/ would have to be mounted" in done.stderr
+    done = engine.call("stages.search", "--prepared", "/usr/lib", BIOTUNE_RUNTIME="docker")
+    assert "/usr/lib would have to be mounted" in done.stderr
 
 
 def test_a_database_beside_the_checkout_is_reached_without_a_network(engine: Engine) -> None:
