@@ -68,12 +68,16 @@ def _start(folder: Path, command: Sequence[str]) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """A pipeline of one stage, which works for two minutes, and nothing the second time."""
-    (tmp_path / "stage.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text("stages: {slow: {cmd: python stage.py, outs: [out]}}\n")
-    done = _run(tmp_path, "dvc", "init", "--no-scm")
-    assert done.returncode == 0, done.stderr
+    make_pipeline(tmp_path)
     return tmp_path
+
+
+def make_pipeline(folder: Path) -> None:
+    """A pipeline of one stage, which works for two minutes, and nothing the second time."""
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text("stages: {slow: {cmd: python stage.py, outs: [out]}}\n")
+    done = _run(folder, "dvc", "init", "--no-scm")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.timeout(300)
