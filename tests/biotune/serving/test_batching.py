@@ -34,6 +34,9 @@ class HeldModel:
             raise UnusableImageError("no image")
         return np.zeros((int(content), 1, 3), np.uint8)
 
+    def cost(self, height: int, width: int) -> int:
+        return height * width
+
     def probabilities(self, images: Sequence[Image]) -> NDArray[np.float32]:
         self.batches.append([len(image) for image in images])
         self.begun.release()
