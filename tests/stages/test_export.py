@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import signal
@@ -124,7 +125,7 @@ def test_the_model_says_where_it_came_from(pipeline: Pipeline) -> None:
 
 
 def test_the_card_says_what_a_person_must_know(pipeline: Pipeline) -> None:
-    card = (pipeline.artifacts / "deploy/card.md").read_text()
+    card = html.unescape((pipeline.artifacts / "deploy/card.md").read_text())
     for heading in ("Intended use", "Data", "Quality on 1717 test", "How it was trained", "Limits"):
         assert f"\n## {heading}" in card
     metrics = json.loads((pipeline.artifacts / "evaluation/metrics.json").read_text())
