@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +27,6 @@ from biotune.deployment.bundle import (
 )
 from biotune.deployment.export import export_onnx
 from biotune.deployment.predictor import Predictor
-from biotune.deployment.quantize import convert_fp16, quantize_int8
 from biotune.deployment.triton import write_triton_repository
 from biotune.deployment.verify import compare
 from biotune.finetuning.backbones import Backbone, weights_identity
@@ -49,23 +47,14 @@ from pipeline.verification import (
     SIZES,
     Answers,
     Originals,
-    accuracy_on_prepared,
     agreement_at_sizes,
     ask,
-    calibration_batches,
     sample_images,
     thumbnail,
 )
-
-log = logging.getLogger(__name__)
+from pipeline.variants import add_variants
 
 LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
-
-_ROUNDING: Final = 1e-9
-"""Accuracies are quotients: three of 300 less is 0.010000000000000009 less."""
-
-CALIBRATION_IMAGES: Final = 512
-CALIBRATION_BATCH: Final = 16
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,7 @@ def run(
             model = folder / MODEL_FILE
             background = params.prepare.background
             export_onnx(backbone, card, model, background=background, described=described)
-            variants = _add_variants(params, folder, images)
+            variants = add_variants(params, folder, images)
             figures, answers = _verify(params, folder, backbone, images, originals, variants)
             write_json(files.metrics, figures)
             _check_agreement(params, figures, files.metrics)
@@ -179,57 +168,6 @@ def _described(
             "weights": describe_file(inputs.model)["sha256"],
             "lock": describe_file(LOCK_FILE)["sha256"],
         },
-    }
-
-
-def _add_variants(
-    params: Params, folder: Path, images: PreparedImages
-) -> dict[str, dict[str, Any]]:
-    """Write the smaller forms that are accurate enough; what became of each."""
-    model = folder / MODEL_FILE
-    expected = accuracy_on_prepared(Predictor(model, device="cpu"), images, "validation")
-    batches = calibration_batches(images, CALIBRATION_IMAGES, CALIBRATION_BATCH)
-    makers: dict[str, tuple[float | None, Callable[[Path], None]]] = {
-        "int8": (params.export.int8_max_drop, lambda out: quantize_int8(model, out, batches)),
-        "fp16": (params.export.fp16_max_drop, lambda out: convert_fp16(model, out)),
-    }
-    found = {}
-    for name, (max_drop, make) in makers.items():
-        out = folder / VARIANT_FILES[name]
-        found[name] = _variant(out, images, expected, max_drop, make)
-        if not found[name]["kept"]:
-            out.unlink(missing_ok=True)
-            print(f"{out.name} is not written: {found[name]['reason']}")
-    return found
-
-
-def _variant(
-    out: Path,
-    images: PreparedImages,
-    expected: float,
-    max_drop: float | None,
-    make: Callable[[Path], None],
-) -> dict[str, Any]:
-    if max_drop is None:
-        return {"kept": False, "reason": "params.yaml says null"}
-    try:
-        make(out)
-        accuracy = accuracy_on_prepared(Predictor(out, device="cpu"), images, "validation")
-    except (OSError, MemoryError):  # of this machine, not of the network
-        raise
-    except Exception as error:  # whatever ONNX Runtime's tools say of a network they cannot convert
-        log.warning("%s: %s", out.name, error, exc_info=True)
-        # What it says may name this machine's folders, and goes into files that DVC compares.
-        return {"kept": False, "reason": f"it cannot be converted ({type(error).__name__})"}
-    drop = expected - accuracy
-    lost_too_much = drop > max_drop + _ROUNDING
-    lost = f"validation accuracy falls by {100 * drop:.2f} points"
-    return {
-        "kept": not lost_too_much,
-        "reason": f"{lost}, allowed are {100 * max_drop:.2f}" if lost_too_much else "",
-        "validation_accuracy": accuracy,
-        "validation_accuracy_drop": drop,
-        "max_drop": max_drop,
     }
 
 

@@ -190,7 +190,7 @@ def test_a_model_that_disagrees_is_not_written_and_the_figures_are(
 def test_a_smaller_form_is_kept_only_if_it_is_accurate_enough_and_the_reason_is_said(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.export as stage
+    import pipeline.variants as stage
 
     # The model's accuracy, int8's, fp16's: just what is allowed, but for the rounding of quotients.
     found = iter([0.99, 0.975, 0.98])
