@@ -23,9 +23,7 @@ CALIBRATION_IMAGES: Final = 512
 CALIBRATION_BATCH: Final = 16
 
 
-def add_variants(
-    params: Params, folder: Path, images: PreparedImages
-) -> dict[str, dict[str, Any]]:
+def add_variants(params: Params, folder: Path, images: PreparedImages) -> dict[str, dict[str, Any]]:
     """Write the int8 and fp16 forms of a folder's model that are accurate enough.
 
     Args:
