@@ -42,6 +42,7 @@ from pipeline.params import Params
 from pipeline.prepare import source_of
 from pipeline.registry import Registered, write_mlflow_model
 from pipeline.tracking import StageRun, tracked_stage
+from pipeline.variants import add_variants
 from pipeline.verification import (
     BATCH_SIZES,
     SIZES,
@@ -52,7 +53,6 @@ from pipeline.verification import (
     sample_images,
     thumbnail,
 )
-from pipeline.variants import add_variants
 
 LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
 
