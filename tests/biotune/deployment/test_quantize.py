@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from biotune.deployment.predictor import Predictor
@@ -35,9 +36,10 @@ def answers(file, exported):
 
 def test_int8_gives_nearly_the_same_answers_from_a_third_of_the_bytes(exported, int8):
     found, expected = answers(int8, exported), answers(exported.path, exported)
-    assert 0 < compare(found, expected).largest_difference < 0.3
-    # Not the labels: the network has hardly learned, and is sure of none.
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
+    assert compare(found, expected).largest_difference > 0
+    # Neither labels nor single answers: the network has hardly learned, and is sure of none.
+    assert np.abs(found - expected).mean() < 0.04
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.85
     assert int8.stat().st_size < exported.path.stat().st_size / 3
 
 
@@ -56,6 +58,19 @@ def test_all_layers_but_the_first_are_integers_and_the_resize_is_untouched(expor
         one.dims for one in graph.initializer if one.name.endswith("weight_scale") and one.dims
     ]
     assert any(dims[0] > 1 for dims in scales)
+
+
+def test_no_processor_overflows(exported, int8):
+    """Without VNNI two products are added in 16 bits, into which 2 x 255 x 64 still goes."""
+    for one in onnx.load(int8).graph.initializer:
+        if one.data_type == onnx.TensorProto.INT8 and one.dims:
+            assert np.abs(onnx.numpy_helper.to_array(one).astype(int)).max() <= 64, one.name
+    options = onnxruntime.SessionOptions()  # in floats: unoptimized, each layer's integers are
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    exact = onnxruntime.InferenceSession(int8, options, providers=["CPUExecutionProvider"])
+    rows = exported.prepared.indices("validation")
+    (expected,) = exact.run(None, {"image": exported.prepared.images[rows]})
+    assert compare(answers(int8, exported), expected).largest_difference < 0.05
 
 
 def test_the_same_images_give_the_same_file(exported, int8, tmp_path):
