@@ -46,9 +46,9 @@ def quantize_int8(model: Path, out: Path, batches: Iterable[NDArray[np.uint8]]) 
     """Static quantization, per channel, in the QDQ format: weights int8, activations uint8.
 
     Weights use 7 of the 8 bits. Processors without VNNI add two products in 16 bits, which all 8
-    overflow: a model that lost nothing where it was made would lose accuracy where it is used
-    (EfficientNet-Lite0 on the digits, validation, on a Zen 3: 3.7 points with 8 bits, 0.7 with 7).
-    https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "U8S8".
+    overflow (https://github.com/microsoft/onnxruntime/pull/12088): a model that lost nothing where
+    it was made would lose accuracy where it is used. EfficientNet-Lite0 on the digits lost 3.7
+    points of validation accuracy on a Zen 3 with 8 bits, and 0.7 with 7.
 
     The first layer with weights stays in floats: with three input channels it is slower in integers
     (0.52 against 0.41 ms an image, EfficientNet-Lite0 at 64 px on one core), and costs accuracy.

@@ -36,10 +36,10 @@ def answers(file, exported):
 
 def test_int8_gives_nearly_the_same_answers_from_a_third_of_the_bytes(exported, int8):
     found, expected = answers(int8, exported), answers(exported.path, exported)
-    assert compare(found, expected).largest_difference > 0
-    # Neither labels nor single answers: the network has hardly learned, and is sure of none.
-    assert np.abs(found - expected).mean() < 0.04
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.85
+    assert 0 < compare(found, expected).largest_difference < 0.5
+    # Not the labels: the network has hardly learned, and is sure of none.
+    assert np.abs(found - expected).mean() < 0.03
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
     assert int8.stat().st_size < exported.path.stat().st_size / 3
 
 
@@ -65,7 +65,8 @@ def test_no_processor_overflows(exported, int8):
     for one in onnx.load(int8).graph.initializer:
         if one.data_type == onnx.TensorProto.INT8 and one.dims:
             assert np.abs(onnx.numpy_helper.to_array(one).astype(int)).max() <= 64, one.name
-    options = onnxruntime.SessionOptions()  # in floats: unoptimized, each layer's integers are
+    options = onnxruntime.SessionOptions()
+    # Unoptimized, every layer computes in floats what its integers stand for, so nothing overflows.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     exact = onnxruntime.InferenceSession(int8, options, providers=["CPUExecutionProvider"])
     rows = exported.prepared.indices("validation")
