@@ -29,7 +29,7 @@ run: $(VENV)/.run-installed  ## Images to ONNX: run every stage that is not up t
 test: $(VENV)/.dev-installed  ## Run the whole test suite
 	python -m pytest -m "not containers"
 
-faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for half an hour, and count what survives
+faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for most of an hour, and count what survives
 	BIOTUNE_FAULTS=full python -m pytest -q tests/faults
 
 check: $(VENV)/.dev-installed  ## Format, lint and types

@@ -149,6 +149,7 @@ def main(params_file: Path, generations: int, rounds: int, json_file: Path | Non
                 with ProcessPoolExecutor(1, mp_context=spawn) as own_process:
                     future = own_process.submit(timed_search, params, prepared, folder, mode)
                     runs.append(future.result())
+                click.echo(f"Round {number + 1}, {mode}: {runs[-1]['search seconds']:.1f} s")
     result = summary(runs)
     click.echo(f"Machine: {one_line(describe_machine())}\n")
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in runs]

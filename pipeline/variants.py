@@ -35,7 +35,8 @@ def add_variants(params: Params, folder: Path, images: PreparedImages) -> dict[s
         By name: whether the form is ``kept``, the ``reason`` if it is not, and what was measured.
 
     Raises:
-        OSError, MemoryError: of this machine. A network that cannot be converted is no error.
+        OSError, MemoryError: of this machine. Whatever else ONNX Runtime says, memory that it lacks
+            itself too, counts as a network that cannot be converted, which is no error.
     """
     model = folder / MODEL_FILE
     expected = accuracy_on_prepared(Predictor(model, device="cpu"), images, "validation")

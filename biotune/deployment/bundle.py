@@ -28,7 +28,7 @@ TRITON_FOLDER: Final = "triton"
 TOLERANCE: Final = {"fp32": 0.02, "fp16": 0.05, "int8": 0.1}
 """Largest difference in probability from the machine that exported. Other processors round sums
 differently; then a resized pixel can come out one level off, which alone was seen to move a
-probability by 0.01. Integer products saturate differently on processors without VNNI."""
+probability by 0.01. In int8 each such step may move an activation to the next of 255 levels."""
 
 
 @dataclass(frozen=True)

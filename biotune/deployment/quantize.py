@@ -39,19 +39,20 @@ _QUANTIZED: Final = (
     "Relu",
 )
 """With Clip and Relu, a convolution's output is quantized after its activation, over the range
-that is used. Without, ReLU6 networks lost 1 to 2 points and a third of the speed (measured)."""
+that is used; docs/performance.md says what that gains."""
 
 
 def quantize_int8(model: Path, out: Path, batches: Iterable[NDArray[np.uint8]]) -> None:
     """Static quantization, per channel, in the QDQ format: weights int8, activations uint8.
 
-    Weights use 7 of the 8 bits. Processors without VNNI add two products in 16 bits, which all 8
-    overflow (https://github.com/microsoft/onnxruntime/pull/12088): a model that lost nothing where
-    it was made would lose accuracy where it is used. EfficientNet-Lite0 on the digits lost 3.7
-    points of validation accuracy on a Zen 3 with 8 bits, and 0.7 with 7.
+    Weights, and other constants, use 7 of the 8 bits. x86 processors without VNNI add two products
+    in 16 bits, which all 8 overflow (https://github.com/microsoft/onnxruntime/pull/12088): a model
+    that lost nothing where it was made would lose accuracy where it is used. EfficientNet-Lite0 on
+    the digits lost 3.7 points of validation accuracy on a Zen 3 with 8 bits, and 0.7 with 7.
+    ONNX Runtime's ``session.x64quantprecision`` would help programs that set it, and no others.
 
     The first layer with weights stays in floats: with three input channels it is slower in integers
-    (0.52 against 0.41 ms an image, EfficientNet-Lite0 at 64 px on one core), and costs accuracy.
+    and costs accuracy.
 
     Args:
         model: as :func:`biotune.deployment.export.export_onnx` wrote it.
