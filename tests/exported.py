@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from biotune.data import DigitsSource, PreparedImages, prepare_images
 from biotune.deployment.export import export_onnx
 from biotune.finetuning.backbones import Backbone
@@ -40,7 +42,12 @@ def export_digits(folder: Path) -> Exported:
     trainer = Trainer(folder / "prepared", "efficientnet_lite0", "imagenet", Compute())
     trained = ("blocks.4", "blocks.5", "classifier")
     plan = FineTunePlan({b: 5.0 if b in trained else None for b in trainer.backbone.blocks})
-    trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 10, 0.001)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same network whichever test is first to ask for it
+    try:
+        trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 10, 0.001)))
+    finally:
+        torch.set_num_threads(threads)
     backbone = trainer.backbone
     card = ModelCard(
         backbone=backbone.name,
