@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from biotune.data import DigitsSource, PreparedImages, prepare_images
 from biotune.deployment.export import export_onnx
 from biotune.finetuning.backbones import Backbone
@@ -15,6 +13,7 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
+from tests.threads import one_thread
 
 CLASSES = ("zero", "été", "冬", 'a "quoted" one', "four", "five", "six", "seven", "eight", "nine")
 
@@ -42,12 +41,8 @@ def export_digits(folder: Path) -> Exported:
     trainer = Trainer(folder / "prepared", "efficientnet_lite0", "imagenet", Compute())
     trained = ("blocks.4", "blocks.5", "classifier")
     plan = FineTunePlan({b: 5.0 if b in trained else None for b in trainer.backbone.blocks})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same network whichever test is first to ask for it
-    try:
+    with one_thread():  # the same network whichever test is first to ask for it
         trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 10, 0.001)))
-    finally:
-        torch.set_num_threads(threads)
     backbone = trainer.backbone
     card = ModelCard(
         backbone=backbone.name,

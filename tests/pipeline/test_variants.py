@@ -64,5 +64,6 @@ def test_what_this_machine_lacks_is_no_property_of_the_network(
         raise error
 
     monkeypatch.setattr(variants, "quantize_int8", fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         variants.add_variants(allow_everything(), folder, exported.prepared)
+    assert caught.value is error

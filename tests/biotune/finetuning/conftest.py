@@ -6,20 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from biotune.data import DigitsSource, prepare_images
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer
+from tests import threads
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in a worker process: the number of threads decides the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
