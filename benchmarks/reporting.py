@@ -17,7 +17,7 @@ from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute, Precision
 from biotune.finetuning.hardware import fastest_precision
 
-PRECISIONS: Final = ("auto", "fp32", "bf16", "mixed_depthwise")
+PRECISIONS: Final = ("auto", "fp32", "bf16")
 """What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

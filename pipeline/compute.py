@@ -6,7 +6,7 @@ import torch
 
 from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.hardware import fastest_precision, hardware_feature
+from biotune.finetuning.hardware import fastest_precision, instruction_set
 from biotune.finetuning.metrics import check_metric
 from biotune.finetuning.training import TrainingSettings
 from pipeline.params import FinetuneParams, RuntimeParams, SearchParams
@@ -32,8 +32,7 @@ def resolve_device(device: str) -> str:
 def resolve_compute(runtime: RuntimeParams, backbone: str) -> Compute:
     """How to train this network on this machine.
 
-    ``precision: auto`` is the fastest by the table of measurements; see
-    :func:`biotune.finetuning.hardware.fastest_precision`.
+    ``precision: auto`` is what :func:`biotune.finetuning.hardware.fastest_precision` says.
 
     Raises:
         ValueError: if the named device is not there, or cannot compute in the named precision, or
@@ -75,6 +74,6 @@ def check_training(section: SearchParams | FinetuneParams, classes: int) -> None
 
 
 def describe(compute: Compute) -> str:
-    """One line for people, such as ``cpu (avx512_bf16), mixed_depthwise``."""
+    """One line for people, such as ``cpu (AVX512), bf16``."""
     compiled = ", compiled" if compute.compile else ""
-    return f"{compute.device} ({hardware_feature(compute.device)}), {compute.precision}{compiled}"
+    return f"{compute.device} ({instruction_set(compute.device)}), {compute.precision}{compiled}"

@@ -189,7 +189,7 @@ class RuntimeParams(_Section):
     """The machine: none of it may change what is found, but the first three by float noise."""
 
     device: Annotated[str, BeforeValidator(_device)]
-    precision: Literal["auto", "fp32", "tf32", "bf16", "mixed_depthwise"]
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
     compile: bool
     feature_cache_bytes: Annotated[int, Field(ge=0)]
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)]

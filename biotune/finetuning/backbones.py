@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from biotune.finetuning.architectures import Architecture, Channels, SideHead, architecture, meta
-from biotune.finetuning.depthwise import is_replaceable, replace_depthwise
+from biotune.finetuning.batchnorm import replace_batchnorms
+from biotune.finetuning.convolutions import is_replaceable, replace_convolutions
 from biotune.finetuning.partition import Block, divide
 from biotune.finetuning.weights import WeightsError, file_identity, read_state_dict
 
@@ -171,9 +172,7 @@ class Backbone:
                 self.network.get_submodule(path).reset_parameters()  # type: ignore[operator]
 
 
-def build_backbone(
-    name: str, weights: str, classes: int, *, fast_depthwise: bool = False
-) -> Backbone:
+def build_backbone(name: str, weights: str, classes: int, *, for_cpu: bool = False) -> Backbone:
     """Build a network in evaluation mode, channels_last, with a new head for this many classes.
 
     Args:
@@ -182,8 +181,9 @@ def build_backbone(
             ``none`` (random, but the same each time), or the path of a state dict. What depends on
             the classes is left out.
         classes: number of classes, at least 2.
-        fast_depthwise: with :class:`~biotune.finetuning.depthwise.DepthwiseConv2d` in the place of
-            depthwise convolutions; names and values of all tensors are the same.
+        for_cpu: with layers of ours in the place of those whose training is slow on a CPU; see
+            :mod:`biotune.finetuning.convolutions` and :mod:`biotune.finetuning.batchnorm`. Names
+            and values of all tensors are the same.
 
     Raises:
         ValueError: for an unknown name or fewer than two classes.
@@ -195,8 +195,9 @@ def build_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = kind.build(classes)
-    if fast_depthwise:
-        replace_depthwise(network)
+    if for_cpu:
+        replace_convolutions(network)
+        replace_batchnorms(network)
     new = _new_tensors(kind)
     state = _pretrained(kind, weights)
     if state is not None:
@@ -230,9 +231,9 @@ def block_sizes(name: str, classes: int) -> dict[str, int]:
 def convolution_family(name: str) -> str:
     """``dense`` for a network without depthwise convolutions, ``depthwise`` for one with.
 
-    The two kinds want different precisions; see :mod:`biotune.finetuning.precisions`. If some of
-    the depthwise ones are none that :mod:`biotune.finetuning.depthwise` can stand for, it is
-    ``other_depthwise``, which nobody has measured.
+    The kinds want different precisions; see :mod:`biotune.finetuning.hardware`. If some of the
+    depthwise ones are none that :mod:`biotune.finetuning.convolutions` can stand for, it is
+    ``other_depthwise``.
 
     Raises:
         ValueError: for an unknown name.

@@ -9,10 +9,9 @@ from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16", "mixed_depthwise"]
+Precision = Literal["fp32", "tf32", "bf16"]
 """``fp32``: IEEE single precision everywhere. ``tf32``: its products with 10 bits of mantissa, on
-CUDA. ``bf16``: bfloat16 autocast. ``mixed_depthwise``: the same on a CPU, with depthwise
-convolutions that avoid its slow cases; see :mod:`biotune.finetuning.depthwise`."""
+CUDA. ``bf16``: bfloat16 autocast."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,8 @@ class Compute:
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise ValueError(f"precision must be one of {known}, got {self.precision!r}")
-        needed = {"tf32": "cuda", "mixed_depthwise": "cpu"}.get(self.precision, self.device_type)
-        if self.device_type != needed:
-            raise ValueError(
-                f"precision {self.precision} is for {needed} alone, got device {self.device!r}"
-            )
+        if self.precision == "tf32" and self.device_type != "cuda":
+            raise ValueError(f"precision tf32 is for cuda alone, got device {self.device!r}")
 
     @property
     def device_type(self) -> str:

@@ -55,8 +55,8 @@ def step_cost(
     Raises:
         ValueError: for an unknown backbone, or images that are too small for it.
     """
-    fast = compute.precision == "mixed_depthwise"
-    network = build_backbone(backbone, "none", classes, fast_depthwise=fast)
+    on_cpu = compute.device_type == "cpu"
+    network = build_backbone(backbone, "none", classes, for_cpu=on_cpu)
     network.check_image_size(image_size)
     network.to(compute.device)
     count = batch_size if compute.device_type == "cuda" else min(batch_size, CPU_BATCH)

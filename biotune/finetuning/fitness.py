@@ -77,9 +77,12 @@ class Trainer:
         self.prepared = PreparedImages.open(prepared)
         self.compute = compute
         compute.set_up()
-        fast = compute.precision == "mixed_depthwise"
-        classes = len(self.prepared.classes)
-        self.backbone: Backbone = build_backbone(backbone, weights, classes, fast_depthwise=fast)
+        self.backbone: Backbone = build_backbone(
+            backbone,
+            weights,
+            len(self.prepared.classes),
+            for_cpu=compute.device_type == "cpu",
+        )
         self.backbone.to(compute.device)
         if compute.compile:
             for layer in self.backbone.layers:

@@ -1,4 +1,4 @@
-"""What the runtime section means here, and that ``auto`` goes by what was measured."""
+"""What the runtime section means here, and which precision ``auto`` is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from biotune.finetuning import hardware
 from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute
 from pipeline.compute import describe, resolve_compute
@@ -27,42 +26,25 @@ def test_a_networks_family_says_whether_it_has_depthwise_convolutions(
     assert convolution_family(backbone) == family
 
 
-@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])
-def test_auto_is_the_precision_that_the_table_says_is_fastest(
-    default_params: Params, monkeypatch: pytest.MonkeyPatch, backbone: str
+@pytest.mark.parametrize(
+    ("backbone", "in_bf16"),
+    [("efficientnet_lite0", "bf16"), ("resnet50", "bf16"), ("convnext_tiny", "fp32")],
+)
+def test_auto_is_bf16_where_a_cpu_multiplies_it_but_for_depthwise_layers_that_are_none_of_ours(
+    default_params: Params, monkeypatch: pytest.MonkeyPatch, backbone: str, in_bf16: str
 ) -> None:
-    family = convolution_family(backbone)
-    monkeypatch.setattr(hardware, "hardware_feature", lambda _: "measured")
-    rows = {(family, "measured"): {"fp32": 3.0, "bf16": 1.0, "mixed_depthwise": 2.0}}
-    monkeypatch.setattr(hardware, "MILLISECONDS", rows)
-    assert resolve_compute(runtime(default_params), backbone) == Compute("cpu", "bf16")
-    rows[family, "measured"]["fp32"] = 0.5
-    assert resolve_compute(runtime(default_params), backbone) == Compute("cpu", "fp32")
-
-
-def test_auto_is_fp32_on_a_cpu_that_nobody_measured(
-    default_params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hardware, "MILLISECONDS", {})
-    assert resolve_compute(runtime(default_params), "resnet50") == Compute("cpu", "fp32")
-
-
-def test_the_table_was_measured_on_every_cpu_that_it_names() -> None:
-    """In the precisions that there are; a network of each family on each."""
-    features = {feature for _, feature in hardware.MILLISECONDS}
-    assert "avx512_bf16" in features
-    assert set(hardware.MILLISECONDS) == {(f, h) for f in ("dense", "depthwise") for h in features}
-    for row in hardware.MILLISECONDS.values():
-        assert row["fp32"] > 0
-        assert len(row) >= 2
+    for has_bf16, precision in ((True, in_bf16), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda h=has_bf16: h)
+        assert resolve_compute(runtime(default_params), backbone) == Compute("cpu", precision)
 
 
 def test_a_named_precision_is_taken_as_it_is(default_params: Params) -> None:
-    chosen = runtime(default_params, precision="mixed_depthwise", compile=True)
+    chosen = runtime(default_params, precision="bf16", compile=True)
     compute = resolve_compute(chosen, "resnet50")
-    assert compute == Compute("cpu", "mixed_depthwise", compile=True)
-    feature = hardware.hardware_feature("cpu")
-    assert describe(compute) == f"cpu ({feature}), mixed_depthwise, compiled"
+    assert compute == Compute("cpu", "bf16", compile=True)
+    instructions = torch.backends.cpu.get_cpu_capability()
+    assert describe(compute) == f"cpu ({instructions}), bf16, compiled"
 
 
 def test_what_is_not_there_is_named(default_params: Params) -> None:

@@ -14,9 +14,8 @@ from biotune.finetuning.compute import Compute
 @pytest.mark.parametrize(
     ("device", "precision", "message"),
     [
-        ("cpu", "fp16", "precision must be one of fp32, tf32, bf16, mixed_depthwise, got 'fp16'"),
+        ("cpu", "fp16", "precision must be one of fp32, tf32, bf16, got 'fp16'"),
         ("cpu", "tf32", "precision tf32 is for cuda alone, got device 'cpu'"),
-        ("cuda:1", "mixed_depthwise", "mixed_depthwise is for cpu alone, got device 'cuda:1'"),
     ],
 )
 def test_what_the_device_cannot_do_is_refused(device, precision, message):
@@ -30,7 +29,6 @@ def test_what_the_device_cannot_do_is_refused(device, precision, message):
         ("cpu", "fp32", torch.float32),
         ("cuda:1", "tf32", torch.float32),
         ("cpu", "bf16", torch.bfloat16),
-        ("cpu", "mixed_depthwise", torch.bfloat16),
     ],
 )
 def test_features_have_the_precisions_type(device, precision, dtype):

@@ -23,7 +23,7 @@ from biotune.finetuning.backbones import (
 )
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.depthwise import DepthwiseConv2d
+from biotune.finetuning.convolutions import DepthwiseConv2d
 from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.freezing import set_training_mode
 from biotune.finetuning.training import (
@@ -164,9 +164,9 @@ def test_a_kept_prefix_gives_the_same_bits(backbone):
 @pytest.mark.parametrize(
     "name", ["efficientnet_lite0", "mobilenet_v3_small", "timm/mobilenetv3_small_050"]
 )
-def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name):
+def test_with_layers_for_a_cpu_it_is_the_same_network_and_trains(name):
     plain = build_backbone(name, "none", CLASSES)
-    fast = build_backbone(name, "none", CLASSES, fast_depthwise=True)
+    fast = build_backbone(name, "none", CLASSES, for_cpu=True)
     assert convolution_family(name) == "depthwise"
     assert any(isinstance(one, DepthwiseConv2d) for one in fast.network.modules())
     assert toy.equal(toy.copy_of(plain), toy.copy_of(fast))
@@ -174,7 +174,7 @@ def test_with_fast_depthwise_convolutions_it_is_the_same_network_and_trains(name
     with torch.inference_mode():
         assert torch.allclose(fast.network(pixels), plain.network(pixels), atol=1e-5)
     plan = FineTunePlan(dict.fromkeys(fast.blocks, 1.0))
-    subset, compute = images(fast), Compute("cpu", "mixed_depthwise")
+    subset, compute = images(fast), Compute("cpu", "bf16")
     result = fit(
         fast, plan, subset, subset, TrainingSettings(1, 1, 3, 1e-3), seed=0, compute=compute
     )

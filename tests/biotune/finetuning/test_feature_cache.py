@@ -36,8 +36,7 @@ class Network:
         if name == "toy":
             self.backbone, size = toy.backbone(), 7
         else:
-            fast = precision == "mixed_depthwise"
-            self.backbone, size = build_backbone(name, "none", 3, fast_depthwise=fast), 32
+            self.backbone, size = build_backbone(name, "none", 3, for_cpu=True), 32
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (100, size, size, 3), dtype=np.uint8)
         self.kept = FeatureCache(self.backbone, self.images, compute, ROOM)
@@ -54,11 +53,9 @@ def network(name: str, precision: str) -> Network:
     return NETWORKS[name, precision]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "mixed_depthwise"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_features_are_bit_for_bit_those_computed_anew(name: str, precision: str) -> None:
-    if precision == "mixed_depthwise" and name != "efficientnet_lite0":
-        pytest.skip("has no depthwise convolution: the same as bf16")
     one = network(name, precision)
 
     @settings(max_examples=12)
@@ -111,7 +108,7 @@ def test_a_run_is_the_same_bit_for_bit_with_any_cache(
     assert ample.cache.used > 0
 
 
-def _wide_toy(name: str, weights: str, classes: int, *, fast_depthwise: bool) -> Backbone:
+def _wide_toy(name: str, weights: str, classes: int, *, for_cpu: bool) -> Backbone:
     """The toy network with pooling, so that it takes images of any size, and ten classes."""
     backbone = toy.backbone()
     pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))

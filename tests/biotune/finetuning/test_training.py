@@ -13,7 +13,7 @@ import torch
 from biotune.finetuning import training
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.feature_cache import FeatureCache, network_input
+from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.freezing import FreezeProofError
 from biotune.finetuning.learning_curve import LearningCurve
@@ -206,7 +206,10 @@ def test_predicting_with_the_kept_tensors_gives_the_recorded_scores(trainer, mon
     assert result.curve.best_epoch == 0
     trainer.backbone.network.load_state_dict(result.best_state)
     validation = trainer.subset("validation")
-    probabilities = predict_probabilities(trainer.backbone, validation)
+    cut = cut_of(trainer.backbone, plan)
+    probabilities = predict_probabilities(
+        trainer.backbone, validation, cache=trainer.cache, cut=cut
+    )
     labels = validation.labels[validation.indices]
     assert validation_scores(probabilities, labels) == epochs[0]
     assert epochs[0] != epochs[2]
