@@ -67,11 +67,9 @@ clean:  ## Remove the artifacts and the environment; DVC's cache, the evaluation
 $(VENV)/.run-installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BioTune needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-		--config-settings editable_mode=compat --editable .
+	python .ci/install requirements.lock .
 	touch $@
 
 $(VENV)/.dev-installed: requirements-dev.lock $(VENV)/.run-installed
-	python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	python .ci/install requirements-dev.lock
 	touch $@
