@@ -6,10 +6,11 @@ that share out one computation wait for each other on a busy machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from joblib import cpu_count  # minds affinity and a container's CPU limit
 
@@ -30,6 +31,37 @@ def count_gpus(device: str) -> int:
     import torch
 
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+Result = TypeVar("Result")
+
+
+class InOrder(Generic[Result]):
+    """Jobs whose results are wanted in order, and of which few may wait, for what they hold.
+
+    Args:
+        threads: that run them.
+        most: how many are in work at a time.
+    """
+
+    def __init__(self, threads: Executor, most: int) -> None:
+        self._threads, self._most = threads, most
+        self._running: deque[Future[Result]] = deque()
+        self._done: list[Result] = []
+
+    def put(self, job: Callable[..., Result], *arguments: object) -> None:
+        """Add a job, as soon as there is room.
+
+        Raises:
+            Exception: what an earlier job raised.
+        """
+        if len(self._running) == self._most:
+            self._done.append(self._running.popleft().result())
+        self._running.append(self._threads.submit(job, *arguments))
+
+    def results(self) -> list[Result]:
+        """Of all jobs, in the order in which they were added; raises what one of them raised."""
+        return [*self._done, *(job.result() for job in self._running)]
 
 
 @contextmanager
