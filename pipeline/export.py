@@ -29,7 +29,7 @@ from biotune.deployment.export import export_onnx
 from biotune.deployment.predictor import Predictor
 from biotune.deployment.triton import write_triton_repository
 from biotune.deployment.verify import compare
-from biotune.finetuning.backbones import Backbone, weights_identity
+from biotune.finetuning.backbones import weights_identity
 from biotune.finetuning.checkpoints import ModelCard, load_model_of
 from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.feature_cache import cut_of
@@ -133,8 +133,9 @@ def run(
             export_onnx(backbone, card, model, background=background, described=described)
             variants = add_variants(params, folder, images)
             predictors = _predictors(folder, variants)
-            figures, answers = _verify(params, predictors, (backbone, card), images, originals)
-            figures |= {name: {**one, **figures.get(name, {})} for name, one in variants.items()}
+            exported = Trained(backbone, cut_of(backbone, card.plan))
+            compared, answers = _verify(params, predictors, exported, images, originals)
+            figures = _figures(params, compared, variants, len(originals))
             write_json(files.metrics, figures)
             _check_agreement(params, figures, files.metrics)
             _write_samples(folder, predictors, answers)
@@ -180,19 +181,17 @@ def _predictors(folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict
 def _verify(
     params: Params,
     predictors: Mapping[str, Predictor],
-    exported: tuple[Backbone, ModelCard],
+    exported: Trained,
     images: PreparedImages,
     originals: Originals,
 ) -> tuple[dict[str, Any], Answers]:
-    """Every model against torch: all figures, and what each model said."""
-    backbone, card = exported
+    """Every model against torch: its figures, and what each model said."""
     workers = resolve_workers(params.runtime.workers, "cpu")
     with tqdm(total=len(originals), desc="verify", unit="image") as progress:
-        answers = ask(predictors, backbone, originals, images, workers, progress.update)
+        answers = ask(predictors, exported.backbone, originals, images, workers, progress.update)
     test = ImageSubset(images.images, images.labels, originals.rows)
-    network = Trained(backbone, cut_of(backbone, card.plan))
     with single_threads(workers) as threads:
-        batches = [rows for (rows,) in predict_each([network], test, Compute(), threads)]
+        batches = [rows for (rows,) in predict_each([exported], test, Compute(), threads)]
     compared = {
         name: {
             **_compared(answers.probabilities[name], np.concatenate(batches), originals.labels),
@@ -203,13 +202,21 @@ def _verify(
         }
         for name in predictors
     }
-    figures = {
-        "test_images": len(originals),
+    return compared, answers
+
+
+def _figures(
+    params: Params,
+    compared: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Mapping[str, Any]],
+    test_images: int,
+) -> dict[str, Any]:
+    return {
+        "test_images": test_images,
         "min_label_agreement": params.export.min_label_agreement,
-        **compared.pop("fp32"),
-        **compared,
+        **compared["fp32"],
+        **{name: {**one, **compared.get(name, {})} for name, one in variants.items()},
     }
-    return figures, answers
 
 
 def _compared(
