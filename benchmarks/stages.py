@@ -120,12 +120,14 @@ def main(
     """
     parsed = [_parsed(change) for change in changes]
     with TemporaryDirectory() as scratch:
-        folder = Path(scratch) if work is None else work
+        folder = Path(scratch) if work is None else work.resolve()
         copies = [
             _copy(checkout, folder / str(index), parsed, artifacts)
             for index, checkout in enumerate(checkouts)
         ]
         found: dict[str, dict[str, Cost]] = {copy.name: {} for copy in copies}
+        if len(found) < len(copies):
+            raise click.UsageError(f"the checkouts are the same: {', '.join(found)}")
         for stage in (stage for stage in STAGES if stage in stages):
             for copy in copies:
                 cost = found[copy.name][stage] = _run(copy, stage)
