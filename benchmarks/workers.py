@@ -28,8 +28,9 @@ from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import TrainingSettings
 from pipeline import search
 from pipeline.compute import resolve_compute
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool
 from pipeline.params import Params, load_params
+from pipeline.side_by_side import resolve_workers
 
 CACHE_BYTES = 1_000_000_000
 

@@ -26,10 +26,10 @@ from pipeline.compute import check_training, describe, resolve_compute
 from pipeline.confirmation import CONFIRMATION_SEEDS
 from pipeline.console import print_table
 from pipeline.evolve import new_search
-from pipeline.executors import resolve_workers
 from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
+from pipeline.side_by_side import resolve_workers
 
 PROCESS_BYTES = 600_000_000
 """What a worker takes before it has a network: Python, torch, and their libraries, as measured."""

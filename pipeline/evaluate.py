@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tqdm import tqdm
 
-from biotune.data.prepared import PreparedImages
+from biotune.data.prepared import PreparedImages, describe_file
 from biotune.finetuning.backbones import Backbone, block_sizes
 from biotune.finetuning.checkpoints import ModelCard, load_model_of, seed_file
-from biotune.finetuning.compute import Compute
+from biotune.finetuning.compute import Compute, keep_freed_memory
+from biotune.finetuning.feature_cache import cut_of
+from biotune.finetuning.inference import Trained, predict_each
 from biotune.finetuning.metrics import (
     class_scores,
     classifier_scores,
     mean_interval,
 )
-from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.finetuning.training import ImageSubset
 from pipeline.compute import resolve_device
 from pipeline.console import percent, print_plan, print_table
 from pipeline.home import biotune_home
 from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params
+from pipeline.side_by_side import resolve_workers, single_threads
 from pipeline.tracking import tracked_stage
 
 
@@ -55,6 +60,23 @@ class EvaluatedModels:
     seeds: Path
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The winner or the best recipe.
+
+    Attributes:
+        backbone: of the kept model.
+        card: likewise.
+        kept: its weights.
+        seeds: the weights of every run.
+    """
+
+    backbone: Backbone
+    card: ModelCard
+    kept: Path
+    seeds: Sequence[Path]
+
+
 def run(
     params: Params, *, prepared: Path, models: EvaluatedModels, files: EvaluateFiles
 ) -> dict[str, Any]:
@@ -79,28 +101,29 @@ def run(
     labels = images.labels[test.indices]
     compute = Compute(resolve_device(params.runtime.device))
     compute.set_up()
-    winner, card = load_model_of(models.winner, images)
-    recipe, recipe_card = load_model_of(models.baseline, images)
     by_seed = _seed_files(models.seeds, params.finetune.training_seeds)
-    for backbone in (winner, recipe):
-        backbone.to(compute.device)
+    winner, recipe = (
+        _Plan(*load_model_of(kept, images), kept, by_seed[role])
+        for role, kept in (("winner", models.winner), ("best_recipe", models.baseline))
+    )
+    workers = resolve_workers(params.runtime.workers, compute.device)
     check_writable(files.metrics, files.predictions, files.confusion, files.classes)
     with tracked_stage("evaluate", params, images.fingerprint, home) as tracked:
-        probabilities, recipe_probabilities = (
-            predict_probabilities(network, test, compute) for network in (winner, recipe)
-        )
+        said = _predictions([winner, recipe], test, compute, workers)
+        scores = {file: classifier_scores(rows, labels) for file, rows in said.items()}
+        probabilities = said[winner.kept]
         metrics = {
-            **classifier_scores(probabilities, labels),
-            **_trained(card),
-            "over_seeds": _over_seeds(winner, by_seed["winner"], test, compute),
+            **scores[winner.kept],
+            **_trained(winner.card),
+            "over_seeds": _over_seeds([scores[file] for file in winner.seeds]),
             "test_images": len(test),
             "best_recipe": {
-                "name": recipe_card.name,
-                **classifier_scores(recipe_probabilities, labels),
-                **_trained(recipe_card),
-                "over_seeds": _over_seeds(recipe, by_seed["best_recipe"], test, compute),
+                "name": recipe.card.name,
+                **scores[recipe.kept],
+                **_trained(recipe.card),
+                "over_seeds": _over_seeds([scores[file] for file in recipe.seeds]),
             },
-            "gain_over_best_recipe": _gain(probabilities, recipe_probabilities, labels),
+            "gain_over_best_recipe": _gain(probabilities, said[recipe.kept], labels),
         }
         predicted = probabilities.argmax(axis=1)
         per_class = class_scores(predicted, labels, images.classes)
@@ -109,7 +132,7 @@ def run(
         _write_predictions(files, images, test.indices, probabilities)
         tracked.metrics(metrics)
         tracked.artifacts([files.metrics, files.predictions, files.confusion, files.classes])
-    _print_summary(card, metrics, params.finetune.base_lr)
+    _print_summary(winner.card, metrics, params.finetune.base_lr)
     return metrics
 
 
@@ -125,15 +148,47 @@ def _seed_files(seeds: Path, training_seeds: Sequence[int]) -> dict[str, list[Pa
     return found
 
 
+def _predictions(
+    plans: Sequence[_Plan], test: ImageSubset, compute: Compute, workers: int
+) -> dict[Path, NDArray[np.float32]]:
+    """Class probabilities of the test images by each file's network.
+
+    The kept model is one of its plan's runs, and a recipe that won is the winner: what is the same,
+    tensor by tensor, is computed once.
+    """
+    networks: dict[tuple[object, ...], Trained] = {}
+    key_of: dict[Path, tuple[object, ...]] = {}
+    for plan in plans:
+        backbone, cut = plan.backbone, cut_of(plan.backbone, plan.card.plan)
+        for file in (plan.kept, *plan.seeds):
+            content = describe_file(file)["sha256"]
+            key_of[file] = key = (content, backbone.name, backbone.mean, backbone.std, cut)
+            if key not in networks:
+                networks[key] = Trained(_with_weights(backbone, file), cut)
+                networks[key].backbone.to(compute.device)
+    keep_freed_memory()
+    batches: list[tuple[NDArray[np.float32], ...]] = []
+    with (
+        single_threads(workers) as threads,
+        tqdm(total=len(test), desc="evaluate", unit="image") as progress,
+    ):
+        for batch in predict_each(list(networks.values()), test, compute, threads):
+            batches.append(batch)
+            progress.update(len(batch[0]))
+    whole = dict(zip(networks, map(np.concatenate, zip(*batches, strict=True)), strict=True))
+    return {file: whole[key] for file, key in key_of.items()}
+
+
+def _with_weights(backbone: Backbone, file: Path) -> Backbone:
+    network = deepcopy(backbone)
+    network.network.load_state_dict(load_file(file))
+    return network
+
+
 def _over_seeds(
-    backbone: Backbone, files: Sequence[Path], test: ImageSubset, compute: Compute
+    scores: Sequence[Mapping[str, float | list[float]]],
 ) -> dict[str, float | None]:
     """Mean and standard deviation of the test scores of all runs, of which one was kept."""
-    labels = test.labels[test.indices]
-    scores = []
-    for file in files:
-        backbone.network.load_state_dict(load_file(file, device=compute.device))
-        scores.append(classifier_scores(predict_probabilities(backbone, test, compute), labels))
     figures: dict[str, float | None] = {}
     for name in ("accuracy", "balanced_accuracy", "f1_macro"):
         values = [float(score[name]) for score in scores]  # type: ignore[arg-type]

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
-
-from joblib import cpu_count  # minds affinity and a container's CPU limit
+from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import PipelineError
+from pipeline.side_by_side import count_gpus
 from pipeline.worker import Answer, Job, TrainerSetup, Worker
 
 if TYPE_CHECKING:
@@ -208,26 +207,8 @@ class WorkerPool:
         self._waiting.clear()
 
 
-def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
-    """How many workers ``runtime.workers`` means: one per usable core on CPU, one per GPU.
-
-    One thread each: two workers of one thread finish sooner than one of two, as
-    ``benchmarks/workers.py`` measures.
-    """
-    if workers != "auto":
-        return workers
-    return int(cpu_count()) if device == "cpu" else _gpus(device)
-
-
 def worker_devices(device: str, workers: int) -> list[str]:
     """The device of each worker: ``cuda`` stands for all GPUs, in turn."""
     if device != "cuda":
         return [device] * workers
-    return [f"cuda:{worker % _gpus(device)}" for worker in range(workers)]
-
-
-def _gpus(device: str) -> int:
-    """How many GPUs a device's name stands for, at least 1."""
-    import torch
-
-    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    return [f"cuda:{worker % count_gpus(device)}" for worker in range(workers)]

@@ -29,9 +29,12 @@ from biotune.deployment.export import export_onnx
 from biotune.deployment.predictor import Predictor
 from biotune.deployment.triton import write_triton_repository
 from biotune.deployment.verify import compare
-from biotune.finetuning.backbones import Backbone, weights_identity
+from biotune.finetuning.backbones import weights_identity
 from biotune.finetuning.checkpoints import ModelCard, load_model_of
-from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.finetuning.compute import Compute, keep_freed_memory
+from biotune.finetuning.feature_cache import cut_of
+from biotune.finetuning.inference import Trained, predict_each
+from biotune.finetuning.training import ImageSubset
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
@@ -41,18 +44,10 @@ from pipeline.outputs import check_writable, folder_written_beside, read_json, r
 from pipeline.params import Params
 from pipeline.prepare import source_of
 from pipeline.registry import Registered, write_mlflow_model
+from pipeline.side_by_side import resolve_workers, single_threads
 from pipeline.tracking import StageRun, tracked_stage
 from pipeline.variants import add_variants
-from pipeline.verification import (
-    BATCH_SIZES,
-    SIZES,
-    Answers,
-    Originals,
-    agreement_at_sizes,
-    ask,
-    sample_images,
-    thumbnail,
-)
+from pipeline.verification import BATCH_SIZES, SIZES, Answers, Originals, ask, thumbnail
 
 LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
 
@@ -101,7 +96,7 @@ def run(
     """Export the fine-tuned model, and prove on every original test image that it is the same.
 
     Args:
-        params: all but ``runtime`` is used or written down.
+        params: all are used or written down, of ``runtime`` the number of workers.
         inputs: of earlier stages.
         images_path: where the original images are.
         files: to write; the folder only if the model passes.
@@ -115,6 +110,7 @@ def run(
         MissingOriginalError: if a test image is not there any more.
     """
     home = biotune_home()
+    keep_freed_memory()
     images = PreparedImages.open(inputs.prepared)
     images.check_files()
     backbone, card = load_model_of(inputs.model, images)
@@ -136,10 +132,14 @@ def run(
             background = params.prepare.background
             export_onnx(backbone, card, model, background=background, described=described)
             variants = add_variants(params, folder, images)
-            figures, answers = _verify(params, folder, backbone, images, originals, variants)
+            predictors = _predictors(folder, variants)
+            exported = Trained(backbone, cut_of(backbone, card.plan))
+            compared, answers = _verify(params, predictors, exported, images, originals)
+            figures = _figures(params, compared, variants, len(originals))
             write_json(files.metrics, figures)
             _check_agreement(params, figures, files.metrics)
-            _complete(folder, card, figures, originals, model_card(facts, figures))
+            _write_samples(folder, predictors, answers)
+            _complete(folder, card, figures, model_card(facts, figures))
         tracked.metrics(figures)
         _track(tracked, params, files.bundle, described, answers, originals)
         write_json(
@@ -171,37 +171,52 @@ def _described(
     }
 
 
-def _verify(
-    params: Params,
-    folder: Path,
-    backbone: Backbone,
-    images: PreparedImages,
-    originals: Originals,
-    variants: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[str, Any], Answers]:
-    """Every model that is written against torch: all figures, and what each model said."""
+def _predictors(folder: Path, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Predictor]:
+    """By name, every model that is written, computing on one thread."""
     names = {"fp32": MODEL_FILE}
     names |= {name: VARIANT_FILES[name] for name, one in variants.items() if one["kept"]}
-    predictors = {name: Predictor(folder / file, device="cpu") for name, file in names.items()}
+    return {name: Predictor(folder / file, device="cpu", threads=1) for name, file in names.items()}
+
+
+def _verify(
+    params: Params,
+    predictors: Mapping[str, Predictor],
+    exported: Trained,
+    images: PreparedImages,
+    originals: Originals,
+) -> tuple[dict[str, Any], Answers]:
+    """Every model against torch: its figures, and what each model said."""
+    workers = resolve_workers(params.runtime.workers, "cpu")
     with tqdm(total=len(originals), desc="verify", unit="image") as progress:
-        answers = ask(predictors, originals, progress.update)
+        answers = ask(predictors, exported.backbone, originals, images, workers, progress.update)
     test = ImageSubset(images.images, images.labels, originals.rows)
-    reference = predict_probabilities(backbone, test)
-    sizes = agreement_at_sizes(predictors, backbone, originals, images)
+    with single_threads(workers) as threads:
+        batches = [rows for (rows,) in predict_each([exported], test, Compute(), threads)]
     compared = {
         name: {
-            **_compared(answers.probabilities[name], reference, originals.labels),
-            **{size: {k: asdict(v) for k, v in one.items()} for size, one in sizes[name].items()},
+            **_compared(answers.probabilities[name], np.concatenate(batches), originals.labels),
+            **{
+                size: {batch: asdict(one) for batch, one in by_batch.items()}
+                for size, by_batch in answers.at_sizes[name].items()
+            },
         }
         for name in predictors
     }
-    figures = {
-        "test_images": len(originals),
+    return compared, answers
+
+
+def _figures(
+    params: Params,
+    compared: Mapping[str, Mapping[str, Any]],
+    variants: Mapping[str, Mapping[str, Any]],
+    test_images: int,
+) -> dict[str, Any]:
+    return {
+        "test_images": test_images,
         "min_label_agreement": params.export.min_label_agreement,
         **compared["fp32"],
         **{name: {**one, **compared.get(name, {})} for name, one in variants.items()},
     }
-    return figures, answers
 
 
 def _compared(
@@ -229,17 +244,16 @@ def _check_agreement(params: Params, figures: Mapping[str, Any], metrics: Path) 
         )
 
 
-def _complete(
-    folder: Path, card: ModelCard, figures: dict[str, Any], originals: Originals, text: str
-) -> None:
+def _write_samples(folder: Path, predictors: Mapping[str, Predictor], answers: Answers) -> None:
+    said = {one.path.name: one.probabilities(answers.samples) for one in predictors.values()}
+    write_samples(folder / SAMPLES_FILE, list(answers.samples), said)
+
+
+def _complete(folder: Path, card: ModelCard, figures: dict[str, Any], text: str) -> None:
     """All that goes with the models; last of all ``verification.json``, with every checksum."""
     write_json(folder / LABELS_FILE, {"classes": list(card.classes)})
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     write_triton_repository(folder / TRITON_FOLDER, folder / MODEL_FILE, card.classes)
-    samples = sample_images(originals)
-    models = sorted(folder.glob("*.onnx"))
-    answers = {one.name: Predictor(one, device="cpu").probabilities(samples) for one in models}
-    write_samples(folder / SAMPLES_FILE, samples, answers)
     described = {one.name: describe_file(one) for one in sorted(folder.iterdir()) if one.is_file()}
     write_json(folder / VERIFICATION_FILE, {**figures, "files": described})
 
@@ -256,7 +270,7 @@ def _track(
     said = answers.probabilities["fp32"][BATCH_SIZES[0]].argmax(axis=1)
     right = answers.in_order((said == originals.labels).tolist())
     with TemporaryDirectory() as scratch:
-        example = thumbnail(originals.load(0), 32)[np.newaxis]
+        example = thumbnail(answers.samples[0], 32)[np.newaxis]
         write_mlflow_model(bundle / MODEL_FILE, Path(scratch, "model"), example)
         tracked.model(
             Path(scratch, "model"),

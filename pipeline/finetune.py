@@ -23,7 +23,7 @@ from pipeline.attempts import tracked_attempts
 from pipeline.compute import check_training, describe, resolve_compute, training_settings
 from pipeline.console import percent, print_table
 from pipeline.errors import PipelineError
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool
 from pipeline.home import biotune_home
 from pipeline.outputs import (
     check_writable,
@@ -33,6 +33,7 @@ from pipeline.outputs import (
     written_beside,
 )
 from pipeline.params import Params
+from pipeline.side_by_side import resolve_workers
 from pipeline.store import EvaluationStore, shared_inputs
 from pipeline.tracking import TrackedRun, tracked_stage
 

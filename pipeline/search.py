@@ -18,12 +18,13 @@ from pipeline.compute import check_training, describe, resolve_compute
 from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
 from pipeline.console import percent, print_plan, print_table
 from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
-from pipeline.executors import TrainerSetup, WorkerPool, resolve_workers
+from pipeline.executors import TrainerSetup, WorkerPool
 from pipeline.home import biotune_home
 from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params, SearchParams
 from pipeline.plots import search_figures
 from pipeline.runs import TrainingRuns
+from pipeline.side_by_side import resolve_workers
 from pipeline.store import EvaluationStore, shared_inputs
 from pipeline.tables import confirmation_row, evaluation_row, tracked_genome
 from pipeline.tracking import StageRun, tracked_stage

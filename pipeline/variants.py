@@ -39,7 +39,7 @@ def add_variants(params: Params, folder: Path, images: PreparedImages) -> dict[s
             itself too, counts as a network that cannot be converted, which is no error.
     """
     model = folder / MODEL_FILE
-    expected = accuracy_on_prepared(Predictor(model, device="cpu"), images, "validation")
+    expected = accuracy_on_prepared(Predictor(model, device="cpu", threads=1), images, "validation")
     batches = calibration_batches(images, CALIBRATION_IMAGES, CALIBRATION_BATCH)
     makers: dict[str, tuple[float | None, Callable[[Path], None]]] = {
         "int8": (params.export.int8_max_drop, lambda out: quantize_int8(model, out, batches)),
@@ -66,7 +66,9 @@ def _variant(
         return {"kept": False, "reason": "params.yaml says null"}
     try:
         make(out)
-        accuracy = accuracy_on_prepared(Predictor(out, device="cpu"), images, "validation")
+        accuracy = accuracy_on_prepared(
+            Predictor(out, device="cpu", threads=1), images, "validation"
+        )
     except (OSError, MemoryError):  # of this machine, not of the network
         raise
     except Exception as error:  # whatever ONNX Runtime's tools say of a network they cannot convert

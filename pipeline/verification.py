@@ -19,6 +19,7 @@ from biotune.deployment.verify import Agreement, compare, prepared_by_torch
 from biotune.finetuning.backbones import Backbone
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.errors import PipelineError
+from pipeline.side_by_side import InOrder, single_threads
 
 BATCH_SIZES: Final = (1, 2, 32)
 """One image at a time as a service would ask, the smallest batch, and many as a batch job would."""
@@ -30,12 +31,16 @@ SIZES: Final = {"prepared": None, "scaled_0.5": 0.5, "scaled_2": 2.0}
 """Other sizes at which test images are asked about: as prepared, and times their own."""
 
 SIZED_IMAGES: Final = 256
-"""Most images asked about at each other size; they are in memory together."""
+"""Most images asked about at each other size."""
 
 SAMPLE_IMAGES: Final = 10
 _SAMPLE_PIXELS: Final = 512
 
+_WINDOW: Final = max(BATCH_SIZES)
+
 Pixels = NDArray[np.uint8]
+Rows = dict[tuple[str | int, ...], NDArray[np.float32]]
+"""Model, with batch size, size or both → probabilities."""
 
 
 class MissingOriginalError(PipelineError):
@@ -92,15 +97,19 @@ class Originals:
 
 @dataclass(frozen=True)
 class Answers:
-    """What models say of all original test images.
+    """What models say of the original test images.
 
     Attributes:
-        probabilities: model → batch size → float32 [n, classes].
+        probabilities: model → batch size → float32 [n, classes], of all images.
         digests: of each image, its name and label, whatever size it is prepared at.
+        at_sizes: model → size → batch size → how it compares with torch there.
+        samples: a few images to keep with a model, of as many classes as may be, none very large.
     """
 
     probabilities: Mapping[str, Mapping[int, NDArray[np.float32]]]
     digests: Sequence[str]
+    at_sizes: Mapping[str, Mapping[str, Mapping[str, Agreement]]]
+    samples: Sequence[Pixels]
 
     @property
     def test(self) -> str:
@@ -116,31 +125,101 @@ class Answers:
 
 
 def ask(
-    predictors: Mapping[str, Predictor], originals: Originals, on_image: Callable[[int], object]
+    predictors: Mapping[str, Predictor],
+    backbone: Backbone,
+    originals: Originals,
+    images: PreparedImages,
+    workers: int,
+    on_image: Callable[[int], object],
 ) -> Answers:
     """Ask every model about every original test image, in batches of each of the sizes.
 
+    And about at most :data:`SIZED_IMAGES` of them, evenly taken, at other sizes, where torch is
+    given what the prepare stage would have made of them. Prepared images are all of one size, so
+    that batches are as large as they say; originals are computed together only with others of their
+    own size.
+
+    Every original is decoded once. Images go through :data:`_WINDOW` at a time, each time a job of
+    its own, so that the answers are the same however many jobs run side by side.
+
     Args:
-        predictors: name → model.
-        originals: decoded once each.
+        predictors: name → model, each computing on one thread.
+        backbone: the network that they were exported from.
+        originals: the test images.
+        images: prepared.
+        workers: jobs side by side.
         on_image: called with the number of images that were done, for a progress bar.
     """
-    found: dict[str, dict[int, list[NDArray[np.float32]]]] = {
-        name: {size: [] for size in batch_sizes(name)} for name in predictors
+    sized = set(_evenly(len(originals), SIZED_IMAGES))
+    sampled = _sample_indices(originals)
+    samples: dict[int, Pixels] = {}
+    digests: list[str] = []
+    waiting: list[tuple[int, Pixels]] = []
+    with single_threads(workers) as threads:
+        windows, groups = InOrder[Rows](threads, 2 * workers), InOrder[Rows](threads, 2 * workers)
+        for window in _windows(len(originals), _WINDOW):
+            loaded = [(index, originals.load(index)) for index in window]
+            digests += [originals.digest(*one) for one in loaded]
+            samples |= {i: thumbnail(one, _SAMPLE_PIXELS) for i, one in loaded if i in sampled}
+            windows.put(_at_all_batch_sizes, predictors, [one for _, one in loaded])
+            waiting += [one for one in loaded if one[0] in sized]
+            last = window[-1] == len(originals) - 1
+            while len(waiting) >= _WINDOW or (last and waiting):
+                group, waiting = waiting[:_WINDOW], waiting[_WINDOW:]
+                groups.put(_at_all_sizes, predictors, backbone, originals.rows, images, group)
+            on_image(len(window))
+        found, compared = _joined(windows.results()), _joined(groups.results())
+    return Answers(
+        {name: {size: found[name, size] for size in batch_sizes(name)} for name in predictors},
+        digests,
+        {
+            name: {
+                size: {
+                    f"batch_{batch}": compare(compared[name, size, batch], compared["torch", size])
+                    for batch in batch_sizes(name)
+                }
+                for size in SIZES
+            }
+            for name in predictors
+        },
+        [samples[index] for index in sampled],
+    )
+
+
+def _at_all_batch_sizes(predictors: Mapping[str, Predictor], images: Sequence[Pixels]) -> Rows:
+    return {
+        (name, size): _in_batches(predictor, images, size)
+        for name, predictor in predictors.items()
+        for size in batch_sizes(name)
     }
-    digests = []
-    for window in _windows(len(originals), max(BATCH_SIZES)):
-        loaded = [originals.load(index) for index in window]
-        digests += [originals.digest(i, image) for i, image in zip(window, loaded, strict=True)]
-        for name, predictor in predictors.items():
-            for size in batch_sizes(name):
-                found[name][size].append(_in_batches(predictor, loaded, size))
-        on_image(len(window))
-    joined = {
-        name: {size: np.concatenate(parts) for size, parts in by_size.items()}
-        for name, by_size in found.items()
-    }
-    return Answers(joined, digests)
+
+
+def _at_all_sizes(
+    predictors: Mapping[str, Predictor],
+    backbone: Backbone,
+    rows: NDArray[np.int64],
+    images: PreparedImages,
+    group: Sequence[tuple[int, Pixels]],
+) -> Rows:
+    """What models and torch say of some originals at every one of :data:`SIZES`."""
+    found: Rows = {}
+    for size, scale in SIZES.items():
+        if scale is None:
+            asked = list(images.images[rows[[index for index, _ in group]]])
+            prepared = np.stack(asked)
+        else:
+            asked = [_scaled(one, scale) for _, one in group]
+            prepared = np.stack([prepared_by_torch(one, images.image_size) for one in asked])
+        every = np.arange(len(group))
+        subset = ImageSubset(prepared, np.zeros_like(every), every)
+        found["torch", size] = predict_probabilities(backbone, subset)
+        of_models = _at_all_batch_sizes(predictors, asked)
+        found |= {(name, size, batch): of_models[name, batch] for name, batch in of_models}
+    return found
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def batch_sizes(variant: str) -> tuple[int, ...]:
@@ -148,58 +227,21 @@ def batch_sizes(variant: str) -> tuple[int, ...]:
     return FP16_BATCH_SIZES if variant == "fp16" else BATCH_SIZES
 
 
-def agreement_at_sizes(
-    predictors: Mapping[str, Predictor],
-    backbone: Backbone,
-    originals: Originals,
-    images: PreparedImages,
-) -> dict[str, dict[str, dict[str, Agreement]]]:
-    """How models and torch compare on test images of other sizes.
-
-    Torch is given what the prepare stage would have made of them. The prepared images are all of
-    one size, so that batches are as large as they say; originals are computed together only with
-    others of their own size.
-
-    Args:
-        predictors: name → model.
-        backbone: the network that they were exported from.
-        originals: at most :data:`SIZED_IMAGES` of them are taken, evenly.
-        images: prepared.
-
-    Returns:
-        Model → size → batch size → agreement.
-    """
-    chosen = np.unique(np.linspace(0, len(originals) - 1, SIZED_IMAGES).astype(int)).tolist()
-    found: dict[str, dict[str, dict[str, Agreement]]] = {name: {} for name in predictors}
-    for size, scale in SIZES.items():
-        if scale is None:
-            asked = list(images.images[originals.rows[chosen]])
-            prepared = np.stack(asked)
-        else:
-            asked = [_scaled(originals.load(index), scale) for index in chosen]
-            prepared = np.stack([prepared_by_torch(one, images.image_size) for one in asked])
-        every = np.arange(len(chosen))
-        subset = ImageSubset(prepared, np.zeros_like(every), every)
-        reference = predict_probabilities(backbone, subset)
-        for name, predictor in predictors.items():
-            found[name][size] = {
-                f"batch_{batch}": compare(_in_batches(predictor, asked, batch), reference)
-                for batch in batch_sizes(name)
-            }
-    return found
-
-
 def _in_batches(predictor: Predictor, images: Sequence[Pixels], size: int) -> NDArray[np.float32]:
     parts = [images[begin : begin + size] for begin in range(0, len(images), size)]
     return np.concatenate([predictor.probabilities(part) for part in parts])
 
 
-def sample_images(originals: Originals) -> list[Pixels]:
-    """A few test images to keep with a model, of as many classes as may be, none very large."""
+def _sample_indices(originals: Originals) -> list[int]:
+    """The first of each class, then others."""
     _, first_of_each = np.unique(originals.labels, return_index=True)
     rest = np.setdiff1d(np.arange(len(originals)), first_of_each)
-    chosen = [*sorted(first_of_each.tolist()), *rest.tolist()][:SAMPLE_IMAGES]
-    return [thumbnail(originals.load(index), _SAMPLE_PIXELS) for index in chosen]
+    return [*sorted(first_of_each.tolist()), *rest.tolist()][:SAMPLE_IMAGES]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    indices: list[int] = np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
+    return indices
 
 
 def thumbnail(image: Pixels, longest: int) -> Pixels:
@@ -227,7 +269,7 @@ def calibration_batches(images: PreparedImages, most: int, size: int) -> Iterato
         size: of a batch; one image at a time if there are fewer.
     """
     rows = images.indices("train")
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+    chosen = rows[_evenly(len(rows), most)]
     size = size if len(chosen) >= size else 1
     for begin in range(0, len(chosen) - size + 1, size):
         yield np.ascontiguousarray(images.images[chosen[begin : begin + size]])

@@ -30,9 +30,9 @@ from pipeline.executors import (
     LostWorkerError,
     TrainerSetup,
     WorkerPool,
-    resolve_workers,
     worker_devices,
 )
+from pipeline.side_by_side import resolve_workers
 from pipeline.worker import Answer, Job, _answer_of
 from tests.pipeline.trainings import curve
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +16,8 @@ from pipeline.verification import (
     MissingOriginalError,
     Originals,
     accuracy_on_prepared,
-    agreement_at_sizes,
     ask,
     calibration_batches,
-    sample_images,
     thumbnail,
 )
 from tests.exported import Exported
@@ -33,7 +32,8 @@ class Answering:
     def probabilities(self, images: list[np.ndarray]) -> np.ndarray:
         self.batches.append(len(images))
         bright = np.array([one.mean() / 255 for one in images], np.float32)
-        return np.stack([bright, 1 - bright], axis=1)
+        others = [np.zeros_like(bright)] * 8
+        return np.stack([bright, 1 - bright, *others], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,36 @@ def few(exported: Exported) -> PreparedImages:
     return replace(prepared, splits=splits)
 
 
-def test_every_test_image_is_asked_about_in_batches_of_1_2_and_32(few: PreparedImages) -> None:
+@dataclass
+class Counting:
+    """A source that notes how often each image is decoded."""
+
+    source: DigitsSource = field(default_factory=DigitsSource)
+    loaded: Counter[int] = field(default_factory=Counter)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.source, name)
+
+    def load(self, index: int) -> np.ndarray:
+        self.loaded[index] += 1
+        return self.source.load(index)
+
+
+def all_answers(
+    exported: Exported, images: PreparedImages, models: object, source: object, workers: int = 2
+) -> Answers:
+    """What models say of a source's test images."""
+    originals = Originals(source, images)  # type: ignore[arg-type]
+    return ask(models, exported.backbone, originals, images, workers, lambda _: None)  # type: ignore[arg-type]
+
+
+def test_every_test_image_is_asked_about_in_batches_of_1_2_and_32(
+    exported: Exported, few: PreparedImages
+) -> None:
     originals = Originals(DigitsSource(), few)
     models = {name: Answering() for name in ("fp32", "int8", "fp16")}
     done: list[int] = []
-    answers = ask(models, originals, done.append)  # type: ignore[arg-type]
+    answers = ask(models, exported.backbone, originals, few, 1, done.append)  # type: ignore[arg-type]
     assert len(originals) == sum(done) == 37
     expected = np.array([originals.load(i).mean() / 255 for i in range(37)], np.float32)
     for name in ("fp32", "int8"):
@@ -57,14 +82,39 @@ def test_every_test_image_is_asked_about_in_batches_of_1_2_and_32(few: PreparedI
         for rows in answers.probabilities[name].values():
             assert np.array_equal(rows[:, 0], expected), "in the order of the images"
         assert set(models[name].batches) == {1, 2, 32, 5}  # 37 = 32 + 5
-        assert models[name].batches.count(1) == 37 + 1  # and the last of five by twos
+        sizes = 1 + 3  # as they came, and at three others
+        assert models[name].batches.count(1) == sizes * (37 + 1)  # and the last of five by twos
+        assert models[name].batches.count(32) == sizes
     assert sorted(answers.probabilities["fp16"]) == [32]
 
 
-def test_the_digest_is_of_names_labels_and_pixels_in_any_order(few: PreparedImages) -> None:
+def test_each_original_is_decoded_once_whatever_is_asked_about_it(
+    exported: Exported, few: PreparedImages
+) -> None:
+    source = Counting()
+    answers = all_answers(exported, few, {"fp32": Answering(), "int8": Answering()}, source)
+    assert len(answers.samples) == 10
+    paths = {few.paths[row] for row in few.indices("test")}
+    places = {place for place, path in enumerate(source.source.paths) if path in paths}
+    assert source.loaded == Counter(dict.fromkeys(places, 1))
+
+
+def test_the_answers_are_the_same_bit_by_bit_with_any_number_of_workers(
+    exported: Exported, few: PreparedImages
+) -> None:
+    models = {"fp32": Predictor(exported.path, device="cpu", threads=1)}
+    first, second = (all_answers(exported, few, models, DigitsSource(), n) for n in (1, 3))
+    assert first.digests == second.digests
+    assert first.at_sizes == second.at_sizes
+    for size, rows in first.probabilities["fp32"].items():
+        assert np.array_equal(rows, second.probabilities["fp32"][size])
+
+
+def test_the_digest_is_of_names_labels_and_pixels_in_any_order(
+    exported: Exported, few: PreparedImages
+) -> None:
     def answers(images: PreparedImages, source: object) -> Answers:
-        model = {"fp32": Answering()}
-        return ask(model, Originals(source, images), lambda _: None)  # type: ignore[arg-type]
+        return all_answers(exported, images, {"fp32": Answering()}, source)
 
     class Brighter(DigitsSource):
         def load(self, index: int) -> np.ndarray:
@@ -76,7 +126,7 @@ def test_the_digest_is_of_names_labels_and_pixels_in_any_order(few: PreparedImag
     labels = few.labels.copy()
     labels[few.indices("test")[0]] += 1
     assert first.test != answers(replace(few, labels=labels % 10), DigitsSource()).test
-    backwards = Answers({}, first.digests[::-1])
+    backwards = Answers({}, first.digests[::-1], {}, [])
     assert first.test == backwards.test
     right = [index % 3 == 0 for index in range(37)]
     assert first.in_order(right) == backwards.in_order(right[::-1])
@@ -86,9 +136,8 @@ def test_the_digest_is_of_names_labels_and_pixels_in_any_order(few: PreparedImag
 def test_the_exported_model_agrees_with_torch_at_other_sizes_too(
     exported: Exported, few: PreparedImages
 ) -> None:
-    asked = {"fp32": Predictor(exported.path, device="cpu")}
-    originals = Originals(DigitsSource(), few)
-    found = agreement_at_sizes(asked, exported.backbone, originals, few)["fp32"]
+    models = {"fp32": Predictor(exported.path, device="cpu", threads=1)}
+    found = all_answers(exported, few, models, DigitsSource()).at_sizes["fp32"]
     assert list(found) == ["prepared", "scaled_0.5", "scaled_2"]
     for by_batch in found.values():
         assert list(by_batch) == ["batch_1", "batch_2", "batch_32"]
@@ -127,9 +176,11 @@ def test_a_test_image_that_has_gone_is_named(few: PreparedImages) -> None:
         Originals(Damaged(), few).load(0)
 
 
-def test_samples_are_of_as_many_classes_as_may_be_and_none_is_large(few: PreparedImages) -> None:
+def test_samples_are_of_as_many_classes_as_may_be_and_none_is_large(
+    exported: Exported, few: PreparedImages
+) -> None:
     originals = Originals(DigitsSource(), few)
-    samples = sample_images(originals)
+    samples = all_answers(exported, few, {"fp32": Answering()}, DigitsSource()).samples
     assert len(samples) == 10
     first = [originals.load(int(np.flatnonzero(originals.labels == c)[0])) for c in range(10)]
     assert all(any(np.array_equal(one, other) for other in samples) for one in first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -75,6 +76,46 @@ def test_every_run_is_tested_and_not_only_the_best_on_validation(
     assert over_seeds["accuracy_sd"] == pytest.approx(abs(accuracy - zeros) / 3**0.5)
     assert "accuracy over all seeds" in result.output
     assert " ± " in result.output
+
+
+def evaluate_into(folder: Path, *words: str) -> dict[str, bytes]:
+    """Evaluate once more; what it wrote, by name."""
+    folder.mkdir()
+    command = list(words)
+    for name in ("metrics.json", "predictions.csv", "confusion.csv", "classes.csv"):
+        command += [f"--{name.partition('.')[0]}", str(folder / name)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_every_file_is_the_same_with_any_number_of_workers(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    found = []
+    for workers in (1, 2):
+        params = write_tiny_params(tmp_path / f"{workers}.yaml", runtime__workers=workers)
+        found.append(evaluate_into(tmp_path / f"{workers}", "--params", str(params)))
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+
+
+def test_what_is_the_same_is_computed_once(in_pipeline: Pipeline, tmp_path: Path) -> None:
+    """The kept model is one of its plan's runs; two plans may have frozen the same blocks."""
+    passed: Counter[str] = Counter()
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        if isinstance(module, torch.nn.Linear):
+            passed["classifier"] += len(inputs[0])
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        evaluate_into(tmp_path / "again")
+    finally:
+        handle.remove()
+    runs = list((in_pipeline.artifacts / "model/seeds").iterdir())
+    images = PreparedImages.open(in_pipeline.artifacts / "prepared")
+    assert passed["classifier"] == len(runs) * len(images.indices("test"))
 
 
 def test_weights_of_a_seed_that_are_missing_say_which_stage_to_run(

@@ -171,10 +171,10 @@ def test_a_model_that_disagrees_is_not_written_and_the_figures_are(
     import pipeline.export as stage
 
     def shifted(*arguments: Any) -> Any:
-        return real(*arguments)[:, ::-1]
+        return ((rows[:, ::-1],) for (rows,) in real(*arguments))
 
-    real = stage.predict_probabilities
-    monkeypatch.setattr(stage, "predict_probabilities", shifted)
+    real = stage.predict_each
+    monkeypatch.setattr(stage, "predict_each", shifted)
     metrics = tmp_path / "metrics.json"
     words = ["--bundle", str(tmp_path / "deploy"), "--metrics", str(metrics)]
     result = CliRunner().invoke(main, words)

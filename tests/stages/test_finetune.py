@@ -85,7 +85,11 @@ def test_a_recipe_that_won_is_trained_once_as_the_winner(
     result = CliRunner().invoke(evaluate.main, command)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "evaluated.json").read_text())
-    assert metrics["over_seeds"] == metrics["best_recipe"]["over_seeds"]
+    recipe = metrics["best_recipe"]
+    assert recipe.pop("name") == best["best_recipe"]["name"]
+    assert recipe == {name: metrics[name] for name in recipe}
+    assert "accuracy" in recipe
+    assert metrics["gain_over_best_recipe"] == {"accuracy": 0.0, "interval_95": [0.0, 0.0]}
 
 
 def test_a_folder_of_other_things_is_not_replaced_by_weights(
