@@ -63,7 +63,7 @@ def describe_device(device: str) -> dict[str, str]:
         "compute capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": str(properties.multi_processor_count),
         "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
     }
 
 
@@ -101,6 +101,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 @click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1 or cpu.")
 @click.option("--tiny", is_flag=True, help="The same in small, to try the check itself.")
 @click.option(
+    "--section",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(SECTIONS)),
+    help="Only this one; may be given several times.",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -108,7 +115,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     show_default=True,
     help="Also write all figures here.",
 )
-def main(device: str, tiny: bool, json_file: Path) -> None:
+def main(device: str, tiny: bool, chosen: tuple[str, ...], json_file: Path) -> None:
     """Check and measure all that this code does on a GPU; Markdown tables.
 
     A section that fails makes the exit code 1; the others go on.
@@ -117,13 +124,15 @@ def main(device: str, tiny: bool, json_file: Path) -> None:
     Examples:
       python -m benchmarks.gpu
       python -m benchmarks.gpu --device cuda:1 --json second.json
+      python -m benchmarks.gpu --section memory --section "side by side"
       python -m benchmarks.gpu --device cpu --tiny
     """
     machine, options = describe_device(device), options_of_command()
     click.echo(f"# GPU check\n\n{one_line(machine)}\n\n{one_line(options)}")
     with tempfile.TemporaryDirectory() as work:
         setting = Setting(device, TINY if tiny else FULL, Path(work), limit=0)
-        passed = check(SECTIONS, setting, {"machine": machine, "options": options}, json_file)
+        sections = {name: SECTIONS[name] for name in SECTIONS if name in (chosen or SECTIONS)}
+        passed = check(sections, setting, {"machine": machine, "options": options}, json_file)
     click.echo(f"\n{'Every section passed.' if passed else 'NOT every section passed.'}")
     sys.exit(0 if passed else 1)
 

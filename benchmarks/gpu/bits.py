@@ -60,7 +60,7 @@ def _compare(setting: Setting, network: Network, precision: Precision) -> list[R
                 "outcome": runs[0].curve.outcome,
                 "cached = uncached": same_bits(runs[0], runs[1]) and same_bits(runs[2], runs[3]),
                 "rerun = run": same_bits(runs[0], runs[2]) and same_bits(runs[1], runs[3]),
-                "features, MiB": round(cached.cache.used / 2**20),
+                "features, MiB": round(cached.cache.used / 2**20, 1),
             }
         )
     if cached.cache.used == 0:

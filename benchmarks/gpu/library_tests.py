@@ -47,7 +47,7 @@ class Outcomes:
             return
         remark = ""
         if report.skipped and isinstance(report.longrepr, tuple):
-            remark = str(report.longrepr[2])
+            remark = str(report.longrepr[2]).removeprefix("Skipped: ")
         if report.failed:
             remark = _last_line(report)
             self.faults.append(f"{report.nodeid} failed in {report.when}: {remark}")

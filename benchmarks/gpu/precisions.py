@@ -90,7 +90,8 @@ def _compiled(
                 findings.rows.append(
                     {**row, "remark": f"compiled in {ready[network].result():.0f} s"}
                 )
-        pool.shutdown(wait=False, cancel_futures=True)
+        # One that still compiles is ended with this section's process.
+        pool.shutdown(wait=ready[network].done(), cancel_futures=True)
 
 
 _steps: dict[str, TrainingStep] = {}
