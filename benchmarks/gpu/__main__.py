@@ -29,16 +29,16 @@ from benchmarks.reporting import describe_machine, one_line, options_of_command
 from biotune.files import put_file, scratch_beside
 
 SECTIONS: Final[Mapping[str, Section]] = {
-    "gpu tests": Section(library_tests.run, 40),
-    "bits": Section(bits.run, 50),
-    "evaluator": Section(evaluators.run, 95),
-    "precisions": Section(precisions.run, 75),
-    "images": Section(images.run, 20),
-    "side by side": Section(side_by_side.run, 40),
-    "memory": Section(memory.run, 20),
-    "peak": Section(peak.run, 20),
+    "gpu tests": Section(library_tests.run, 30),
+    "bits": Section(bits.run, 45),
+    "evaluator": Section(evaluators.run, 85),
+    "precisions": Section(precisions.run, 90),
+    "images": Section(images.run, 15),
+    "side by side": Section(side_by_side.run, 45),
+    "memory": Section(memory.run, 18),
+    "peak": Section(peak.run, 22),
 }
-"""By name. The seconds that they may take on a GPU come to six minutes."""
+"""By name. The seconds that they may take on a GPU come to somewhat less than six minutes."""
 
 
 def describe_device(device: str) -> dict[str, str]:

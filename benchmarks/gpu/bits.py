@@ -47,7 +47,7 @@ def _compare(setting: Setting, network: Network, precision: Precision) -> list[R
     blocks = list(cached.backbone.blocks)
     settings = TrainingSettings(sizes.epochs, sizes.epochs, network.batch_size, 1e-3)
     rows: list[Row] = []
-    for number, plan in enumerate(draw_plans(blocks, sizes.plans, len(blocks) // 2)):
+    for number, plan in enumerate(draw_plans(blocks, 1, len(blocks) // 2)):
         task = TrainingTask(plan, number, settings)
         # The cached one fills its cache in the first run, and finds it full in the second.
         runs = [one.train(task, keep_best=True) for one in (cached, uncached, cached, uncached)]

@@ -57,8 +57,7 @@ def _compare(setting: Setting, network: Network) -> list[Row]:
         work = Path(folder)
         setup = Setup(work, network.name, network.weights, network.image_size, compute, CACHE_BYTES)
         setup.prepared.symlink_to(prepared)
-        say(f"{network}: image files for the naive evaluator")
-        write_image_files(PreparedImages.open(prepared), setup.files)
+        setup.files.symlink_to(_image_files(setting, prepared))
         settings = TrainingSettings(sizes.epochs, sizes.epochs, network.batch_size, 1e-3)
         plans = [plan for some in kinds.values() for plan in some]
         runs, memory = compare(str(network), plans, setup, settings, levers)
@@ -77,6 +76,15 @@ def _compare(setting: Setting, network: Network) -> list[Row]:
             }
         )
     return rows
+
+
+def _image_files(setting: Setting, prepared: Path) -> Path:
+    """Folder of the files that the naive evaluator reads, for all networks of this image size."""
+    files = setting.work / f"{prepared.name}-files"
+    if not files.exists():
+        say("image files for the naive evaluator")
+        write_image_files(PreparedImages.open(prepared), files)
+    return files
 
 
 def _rows(

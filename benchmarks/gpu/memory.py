@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.bits import same_bits
-from benchmarks.gpu.setting import Findings, Network, Row, Setting, say, synchronise
+from benchmarks.gpu.setting import Findings, Network, Row, Setting, say
 from benchmarks.reporting import compute_of
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import FitResult, TrainingSettings
@@ -67,10 +67,9 @@ def _provoke(setting: Setting, network: Network, findings: Findings) -> None:
         )
     if not same_bits(first, last):
         findings.faults.append(f"{network.name}: trained after out-of-memory to other bits")
-    if watch.not_returned > TOLERANCE * watch.peak:
-        findings.faults.append(
-            f"{network.name}: {watch.not_returned / MIB:.0f} MiB did not come back"
-        )
+    left = max(watch.held[2:]) - watch.held[1]
+    if left > TOLERANCE * watch.peak:
+        findings.faults.append(f"{network.name}: {left / MIB:.0f} MiB did not come back")
 
 
 class _Watch:
@@ -80,18 +79,18 @@ class _Watch:
         rows: one for each run.
         reserved: bytes that the allocator had of the card at most, in the last run.
         peak: the most that it had given out, likewise.
-        not_returned: bytes that are held after the last run and were not before it.
+        held: bytes that it has given out still, after each run.
     """
 
     def __init__(self, setting: Setting, network: Network) -> None:
         self.setting, self.network = setting, network
         self.rows: list[Row] = []
-        self.reserved = self.peak = self.not_returned = 0
+        self.reserved = self.peak = 0
+        self.held: list[int] = []
 
     def row(self, moment: str, train: Callable[[], FitResult]) -> FitResult:
         say(f"{self.network}: {moment}")
         device, on_gpu = self.setting.device, self.setting.on_gpu
-        before = torch.cuda.memory_allocated(device) if on_gpu else 0
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
@@ -101,16 +100,14 @@ class _Watch:
             "run": moment,
             "outcome": result.curve.outcome,
         }
+        self.held.append(torch.cuda.memory_allocated(device) if on_gpu else 0)
         figures = dict.fromkeys(("held, MiB", "peak, MiB", "reserved, MiB", "free, MiB"))
         if on_gpu:
-            synchronise(device)
-            held = torch.cuda.memory_allocated(device)
             self.peak = torch.cuda.max_memory_allocated(device)
             self.reserved = torch.cuda.max_memory_reserved(device)
-            self.not_returned = held - before
             torch.cuda.empty_cache()
             free, _ = torch.cuda.mem_get_info(device)
-            sizes = (held, self.peak, self.reserved, free)
+            sizes = (self.held[-1], self.peak, self.reserved, free)
             self.rows.append(row | dict(zip(figures, (b // MIB for b in sizes), strict=True)))
         else:
             remark = "figures not applicable: torch counts a GPU's memory alone"
