@@ -17,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Podman's own format has no HEALTHCHECK.
 export BUILDAH_FORMAT = docker
 
-.PHONY: run test faults check ui images wheelhouse test-containers clean help
+.PHONY: run test faults check ui images wheelhouse test-containers gpu-check clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -59,6 +59,9 @@ wheelhouse: $(VENV)/.run-installed  ## Fetch every package, so that `make images
 
 test-containers: $(VENV)/.dev-installed  ## Build the images and run every stage in its container
 	python -m pytest -m containers tests/containers
+
+gpu-check:  ## Check and measure all that runs on a GPU, in six minutes; benchmarks/gpu/README.md (ARGS="--device cpu --tiny" without one)
+	PYTHONPATH=.gpu-packages$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:  ## Remove the artifacts and the environment; DVC's cache, the evaluation store and MLflow stay
 	rm -rf artifacts $(VENV) .mypy_cache .ruff_cache .pytest_cache

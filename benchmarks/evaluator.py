@@ -90,11 +90,15 @@ def draw_plans(blocks: Sequence[str], genomes: int, frozen: int) -> list[FineTun
 
 
 def compare(
-    name: str, plans: list[FineTunePlan], setup: Setup, settings: TrainingSettings
+    name: str,
+    plans: list[FineTunePlan],
+    setup: Setup,
+    settings: TrainingSettings,
+    chosen: Sequence[str] = tuple(LEVERS),
 ) -> tuple[list[Run], dict[str, float]]:
     """Train every plan by every lever in turns; the runs, and each lever's peak memory in MiB."""
     with ExitStack() as stack:
-        levers = {lever: stack.enter_context(LeverProcess(lever, setup)) for lever in LEVERS}
+        levers = {lever: stack.enter_context(LeverProcess(lever, setup)) for lever in chosen}
         # The whole network, so that nothing of the plans themselves is computed before its time.
         everything = FineTunePlan(dict.fromkeys(plans[0], 1.0))
         once = replace(settings, epochs=1)

@@ -7,7 +7,6 @@ the memory that it holds is its own.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.naive import NaiveEvaluator
+from benchmarks.processes import forked_after
 from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask
@@ -122,15 +122,24 @@ def _make_contiguous(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 def naive(setup: Setup) -> Evaluator:
     best = setup.work / "best.pt"
-    return NaiveEvaluator(setup.files, setup.image_size, setup.backbone, setup.weights, best)
+    device = setup.compute.device
+    return NaiveEvaluator(
+        setup.files, setup.image_size, setup.backbone, setup.weights, best, device
+    )
 
 
 def in_memory(setup: Setup) -> Evaluator:
-    return OursContiguous(setup, Compute())
+    return OursContiguous(setup, _plain(setup))
 
 
 def channels_last(setup: Setup) -> Evaluator:
-    return Ours(setup, Compute())
+    return Ours(setup, _plain(setup))
+
+
+def _plain(setup: Setup) -> Compute:
+    """The precision of the naive evaluator, which is torch's default."""
+    compute = setup.compute
+    return Compute(compute.device, "tf32" if compute.device_type == "cuda" else "fp32")
 
 
 def precision(setup: Setup) -> Evaluator:
@@ -166,7 +175,7 @@ class LeverProcess:
 
     def __init__(self, lever: str, setup: Setup) -> None:
         self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_start, initargs=(lever, setup)
+            1, forked_after(__name__, "timm"), initializer=_start, initargs=(lever, setup)
         )
 
     def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Future[Measured]:
@@ -174,7 +183,7 @@ class LeverProcess:
         return self._pool.submit(_train, plan, settings, seed)
 
     def peak_memory(self) -> float:
-        """MiB that its evaluator has held at most, beside the libraries."""
+        """MiB that its evaluator has held at most, beside the libraries; of a GPU's, on one."""
         return self._pool.submit(_peak_memory).result()
 
     def __enter__(self) -> Self:
@@ -194,6 +203,7 @@ class _Here:
     """What such a process holds: its evaluator, and the MiB that the libraries took."""
 
     evaluator: Evaluator
+    device: torch.device
     libraries: float
 
 
@@ -204,7 +214,8 @@ def _start(lever: str, setup: Setup) -> None:
     torch.set_num_threads(1)
     block_sizes(setup.backbone, 2)  # loads the last of the libraries
     libraries = _most_memory_so_far()
-    _here.append(_Here(LEVERS[lever](setup), libraries))
+    device = torch.device(setup.compute.device)
+    _here.append(_Here(LEVERS[lever](setup), device, libraries))
 
 
 def _train(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Measured:
@@ -213,6 +224,8 @@ def _train(plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Measure
     prefix = _prefix_seconds(evaluator)
     wall, cpu = time.perf_counter(), time.process_time()
     accuracies = evaluator.train(plan, settings, seed)
+    if _here[0].device.type == "cuda":
+        torch.cuda.synchronize(_here[0].device)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return Measured(accuracies, cpu, wall, _prefix_seconds(evaluator) - prefix)
 
@@ -222,6 +235,8 @@ def _prefix_seconds(evaluator: Evaluator) -> float:
 
 
 def _peak_memory() -> float:
+    if _here[0].device.type == "cuda":
+        return torch.cuda.max_memory_allocated(_here[0].device) / 2**20
     return _most_memory_so_far() - _here[0].libraries
 
 

@@ -3,9 +3,11 @@
 It does what tutorials and most research code do. It was written from a description of the method
 alone, and nothing in it is slow on purpose:
 
-- images are files, decoded by Pillow every epoch in a torch DataLoader, in the main process;
+- images are files, decoded by Pillow every epoch in a torch DataLoader: in the main process, or, so
+  that a GPU need not wait, in some worker processes that pin them;
 - every run builds its network anew from the weights;
-- float32, torch's default memory format, and Adam as it comes, one param group per trained block;
+- float32 (on a GPU as torch has it by default: convolutions in tf32), torch's default memory
+  format, and Adam as it comes, one param group per trained block;
 - frozen blocks have ``requires_grad`` off, and nothing more: ``network.train()`` leaves their
   BatchNorm in training mode, so that it uses and updates the statistics of each batch;
 - every epoch validates the whole network, the best state is saved to disk, and loaded at the end.
@@ -14,9 +16,11 @@ alone, and nothing in it is slow on purpose:
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
@@ -32,6 +36,9 @@ from biotune.plan import FineTunePlan
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
 
+LOADERS = 8
+"""Processes that decode for a GPU, where there are as many cores."""
+
 
 class NaiveEvaluator:
     """Trains plans from image files.
@@ -42,6 +49,7 @@ class NaiveEvaluator:
         backbone: name of the network.
         weights: its pretrained weights.
         checkpoint: file to save the best state in.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
 
     def __init__(
@@ -51,8 +59,10 @@ class NaiveEvaluator:
         backbone: str,
         weights: str,
         checkpoint: Path,
+        device: str = "cpu",
     ) -> None:
         self.backbone, self.weights, self.checkpoint = backbone, weights, checkpoint
+        self.device = torch.device(device)
         expects = build_backbone(backbone, weights, 2)
         transform = transforms.Compose(
             [
@@ -68,7 +78,7 @@ class NaiveEvaluator:
         """Train as a plan says; the validation score after each epoch, balanced, in [0, 1]."""
         torch.manual_seed(seed)
         backbone = self._build(seed)
-        network = backbone.network
+        network = backbone.network.to(self.device)
         train_batches, validation_batches = self._loaders(settings.batch_size)
         optimizer = torch.optim.Adam(_param_groups(backbone, plan, settings.base_lr))
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -77,8 +87,8 @@ class NaiveEvaluator:
         accuracies: list[float] = []
         best, best_epoch = -math.inf, 0
         for epoch in range(settings.epochs):
-            _train_epoch(network, train_batches, optimizer, scheduler)
-            accuracies.append(_validate(network, validation_batches))
+            _train_epoch(network, train_batches, optimizer, scheduler, self.device)
+            accuracies.append(_validate(network, validation_batches, self.device))
             if accuracies[-1] > best:
                 best, best_epoch = accuracies[-1], epoch
                 torch.save(network.state_dict(), self.checkpoint)
@@ -98,8 +108,12 @@ class NaiveEvaluator:
     def _loaders(self, size: int) -> tuple[Batches, Batches]:
         # BatchNorm cannot train on a lone last image.
         lone = len(self.train_images) % size == 1
-        train = DataLoader(self.train_images, size, shuffle=True, drop_last=lone)
-        return train, DataLoader(self.validation_images, size)
+        load: partial[Batches] = partial(DataLoader, batch_size=size)
+        if self.device.type == "cuda":
+            workers = min(LOADERS, cpu_count())
+            load = partial(load, num_workers=workers, persistent_workers=True, pin_memory=True)
+        train = load(self.train_images, shuffle=True, drop_last=lone)
+        return train, load(self.validation_images)
 
 
 def write_image_files(prepared: PreparedImages, folder: Path) -> None:
@@ -134,21 +148,25 @@ def _train_epoch(
     batches: Batches,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
 ) -> None:
     network.train()
     for images, labels in batches:
         optimizer.zero_grad()
-        loss = cross_entropy(network(images), labels)
+        loss = cross_entropy(
+            network(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
 
 
-def _validate(network: nn.Module, batches: Batches) -> float:
+def _validate(network: nn.Module, batches: Batches, device: torch.device) -> float:
     network.eval()
     predicted, expected = [], []
     with torch.no_grad():
         for images, labels in batches:
-            predicted.append(network(images).argmax(dim=1))
+            logits = network(images.to(device, non_blocking=True))
+            predicted.append(logits.argmax(dim=1).cpu())
             expected.append(labels)
     return float(balanced_accuracy_score(torch.cat(expected), torch.cat(predicted)))

@@ -113,7 +113,7 @@ def measure_training(
 
 def count_gflop(trainer: Trainer, settings: TrainingSettings) -> dict[str, float]:
     """10^9 floating-point operations of one run, by operator group."""
-    counter = FlopCounterMode(display=False, custom_mapping=_BACKWARD)
+    counter = FlopCounterMode(display=False, custom_mapping=BACKWARD_FLOP)
     with counter:
         _full_fine_tuning(trainer, settings)()
     groups = dict.fromkeys(OPERATORS, 0.0)
@@ -159,7 +159,8 @@ def _backward_flop(
     return int(2 * math.prod(grad) * math.prod(kernel[1:]) * wanted)
 
 
-_BACKWARD = {torch.ops.aten.convolution_backward: _backward_flop}
+BACKWARD_FLOP = {torch.ops.aten.convolution_backward: _backward_flop}
+"""How to count a convolution's backward pass, for ``FlopCounterMode``'s ``custom_mapping``."""
 
 
 def peaks_table(peaks: dict[str, float]) -> str:

@@ -41,11 +41,11 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def compute_of(precision: str, backbone: str) -> Compute:
-    """The processor, in a precision; ``auto`` is the one that the pipeline chooses."""
+def compute_of(precision: str, backbone: str, device: str = "cpu") -> Compute:
+    """A device in a precision; ``auto`` is the one that the pipeline chooses."""
     if precision == "auto":
-        return Compute("cpu", fastest_precision(convolution_family(backbone), "cpu"))
-    return Compute("cpu", cast("Precision", precision))
+        return Compute(device, fastest_precision(convolution_family(backbone), device))
+    return Compute(device, cast("Precision", precision))
 
 
 def prepare_digits(folder: Path, image_size: int, images: int) -> PreparedImages:

@@ -1,0 +1,1 @@
+"""A package, so that one of this name among installed packages is not taken for it."""
