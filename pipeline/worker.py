@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -82,6 +83,15 @@ class Answer:
     error: Exception | None = None
     lost: str | None = None
     device_lost: bool = False
+
+
+def collect_garbage_seldom() -> None:
+    """Let this process look for cycles of garbage a hundred times less often than Python does.
+
+    Importing torch makes a million objects that live for ever, among which it looks again and again:
+    of the 5 CPU seconds until a network is built .6 (Python 3.11). Training leaves hardly any cycles.
+    """
+    gc.set_threshold(100_000, 50, 50)
 
 
 class Worker:
@@ -168,6 +178,7 @@ def _described(code: int | None) -> str:
 
 def _work(setup: TrainerSetup, connection: Connection) -> None:
     """The worker process: answer jobs until it is killed."""
+    collect_garbage_seldom()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers itself
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

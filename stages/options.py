@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from biotune.commands.command import Command
+from pipeline.worker import collect_garbage_seldom
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -63,6 +64,11 @@ class StageCommand(Command):
     """A command whose outputs are whole or not there."""
 
     after_a_signal = "Nothing half-written is left: run the same command again."
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        collect_garbage_seldom()
+        return super().invoke(ctx)
 
     def foreseen(self) -> tuple[type[Exception], ...]:
         """The library's, and the pipeline's own."""
