@@ -19,8 +19,6 @@ from pipeline.registry import Registered, compare_answers, write_mlflow_model
 from pipeline.spool import left_behind
 from pipeline.tracking import tracked_stage, tracking_uri
 
-pytestmark = pytest.mark.slow
-
 DESCRIBED = {
     "metrics": {"accuracy": 0.5},
     "hashes": {"data": "d1", "params": "p1", "weights": "w1", "lock": "l1"},

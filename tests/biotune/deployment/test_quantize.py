@@ -13,8 +13,6 @@ from biotune.deployment.predictor import Predictor
 from biotune.deployment.quantize import convert_fp16, quantize_int8
 from biotune.deployment.verify import compare
 
-pytestmark = pytest.mark.slow
-
 
 def batches(exported):
     rows = exported.prepared.indices("train")

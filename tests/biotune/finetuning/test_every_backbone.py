@@ -68,7 +68,16 @@ BLOCKS = {
 """Section 1 of the method."""
 
 
-@pytest.fixture(scope="module", params=SIZES)
+QUICK = ("efficientnet_lite0", "squeezenet1_1", "timm/resnet18d", "timm/convnext_atto")
+"""In ``make test``: the default, one without BatchNorm, residual connections, LayerNorm."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES
+    ],
+)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     return build_backbone(request.param, "none", CLASSES)
 
@@ -115,7 +124,6 @@ def test_running_on_from_any_block_is_running_the_network(backbone):
         assert torch.allclose(backbone.forward_from(index, features), logits, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
     """The freeze proof is in ``fit``; each block is frozen once and trained once, or more."""
     start = toy.copy_of(backbone)
@@ -140,7 +148,6 @@ def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
     backbone.network.load_state_dict(start)
 
 
-@pytest.mark.slow
 def test_a_kept_prefix_gives_the_same_bits(backbone):
     start, subset = toy.copy_of(backbone), images(backbone)
     blocks = list(backbone.blocks)
@@ -160,7 +167,6 @@ def test_a_kept_prefix_gives_the_same_bits(backbone):
     backbone.network.load_state_dict(start)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["efficientnet_lite0", "mobilenet_v3_small", "timm/mobilenetv3_small_050"]
 )
@@ -201,7 +207,6 @@ def tell_images_apart(backbone: Backbone, subset: ImageSubset) -> None:
     last.bias.sub_(logits.mean(dim=0)).mul_(scale)
 
 
-@pytest.mark.slow
 def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
     subset = images(backbone, 4)
     card = ModelCard(
@@ -269,6 +274,7 @@ def test_images_that_a_network_cannot_take_are_a_clear_error(name, size, message
     assert not backbone.network.training
 
 
+@pytest.mark.slow
 def test_densenets_published_names_and_files_without_counters_are_read(tmp_path):
     plain = build_backbone("densenet121", "none", CLASSES)
     legacy = {
@@ -295,6 +301,7 @@ def test_a_tag_that_a_model_does_not_have_is_a_clear_error():
         build_backbone("timm/resnet18.nothing", "none", CLASSES)
 
 
+@pytest.mark.slow
 def test_the_frozen_beginning_of_torchvisions_transformers_can_be_kept():
     """Its position embedding is a parameter beside all modules."""
     backbone = build_backbone("vit_b_16", "none", CLASSES)
