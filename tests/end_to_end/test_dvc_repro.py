@@ -78,7 +78,7 @@ def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone:
     clone.run("git", "add", ".")
     clone.run("git", "commit", "--quiet", "-m", "The results")
     before = len(clone.search_runs())
-    output = clone.run("dvc", "exp", "run", "--temp", "--set-param", "search.generations=0")
+    output = clone.run("dvc", "exp", "run", "--temp", "-S", "search.generations=0", "search")
     assert "Ran experiment" in output
     assert len(clone.search_runs()) == before + 1
     assert yaml.safe_load((clone.folder / "params.yaml").read_text()) == tiny_params(**PICTURES)
@@ -89,7 +89,7 @@ def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone:
 
 def test_an_experiment_in_the_workspace_searches_with_its_parameter(clone: Clone) -> None:
     before = len(clone.search_runs())
-    clone.run("dvc", "exp", "run", "--set-param", "search.population=3")
+    clone.run("dvc", "exp", "run", "--set-param", "search.population=3", "search")
     assert len(clone.search_runs()) == before + 1
     evaluations = (clone.folder / "artifacts/search/evaluations.csv").read_text().splitlines()
     assert len(evaluations) - 1 == len(BLOCKS) + 3 + 2 * 1 + 3 - 1  # + N + G (2E + N - E)

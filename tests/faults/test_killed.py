@@ -19,7 +19,7 @@ from tests.tiny import write_tiny_params
 
 Injected = Callable[..., Row]
 
-KILLS = 20 if FULL else 2
+KILLS = 20 if FULL else 1
 
 
 @pytest.mark.timeout(1800)
