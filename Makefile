@@ -17,7 +17,11 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Podman's own format has no HEALTHCHECK.
 export BUILDAH_FORMAT = docker
 
-.PHONY: run test faults check ui images wheelhouse test-containers gpu-check clean help
+# Tests side by side, two on two cores; those of one group, which tests/conftest.py gives, stay together
+# and in order.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: run test test-slow coverage faults check ui images wheelhouse test-containers gpu-check clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,8 +30,20 @@ run: $(VENV)/.run-installed  ## Images to ONNX: run every stage that is not up t
 	dvc repro
 	@echo "Every genome is in MLflow: make ui. The classifier is artifacts/deploy/model.onnx."
 
-test: $(VENV)/.dev-installed  ## Run the whole test suite
-	python -m pytest -m "not containers"
+test: $(VENV)/.dev-installed  ## Test every stage and module, in minutes
+	python -m pytest $(SIDE_BY_SIDE) -m "not slow and not containers"
+
+test-slow: $(VENV)/.dev-installed  ## Test what make test leaves out: all networks, faults, the browser
+	python -m pytest $(SIDE_BY_SIDE) -m "slow and not containers"
+
+coverage: $(VENV)/.dev-installed  ## Run make test and say what it covers; it fails if a room is below 80 %
+	python -m pytest $(SIDE_BY_SIDE) -m "not slow and not containers" --cov --cov-report=
+	status=0; for room in biotune/* pipeline stages; do \
+		if [ -d $$room ] && ls $$room/*.py > /dev/null 2>&1; then \
+			echo "$$room: $$(coverage report --include="$$room/*" --format=total) %"; \
+			coverage report --include="$$room/*" --fail-under=80 > /dev/null || status=$$?; \
+		fi; \
+	done; exit $$status
 
 faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for most of an hour, and count what survives
 	BIOTUNE_FAULTS=full python -m pytest -q tests/faults

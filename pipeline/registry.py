@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ ANSWERS_FILE: Final = "test_answers.json"
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _DECISION_TAG: Final = "biotune.decision"
+
+IMPORTING_MLFLOW: Final = threading.Lock()
+"""Held while a thread imports MLflow. Its modules import each other: were two threads to begin at
+different ones, Python would let one of them see a module that is half there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def write_mlflow_model(onnx_file: Path, folder: Path, example: NDArray[np.uint8]
         folder: to write.
         example: uint8 [1, height, width, 3], small.
     """
-    with warnings.catch_warnings():
+    with IMPORTING_MLFLOW, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, of the type hints of a class of its own
         import mlflow.onnx
         import mlflow.pyfunc.model  # which the other would import when it is used

@@ -13,6 +13,7 @@ from typing import Final
 
 from pipeline.database import destination
 from pipeline.delivery import Delivery
+from pipeline.registry import IMPORTING_MLFLOW
 from pipeline.spool import Spool, left_behind
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Sender(threading.Thread):
                 try:
                     self._more.clear()
                     closing = self._closing.is_set()
+                    with IMPORTING_MLFLOW:
+                        import mlflow  # noqa: F401
                     sent = self._own.send_next() or (not closing and self._send_another())
                     pause = _FIRST_PAUSE
                     if closing and not sent:

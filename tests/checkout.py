@@ -16,15 +16,16 @@ from typing import Any
 from mlflow import MlflowClient
 
 from tests.imports import ROOT
-from tests.tiny import write_tiny_params
+from tests.tiny import write_pictures, write_tiny_params
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A checkout with a home of its own, and with variables that its commands get."""
+    """A checkout with a home of its own, and with variables and params that its commands get."""
 
     folder: Path
     variables: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,7 +60,7 @@ class Clone:
         return json.loads((self.folder / path).read_text())
 
     def set(self, **changes: Any) -> None:
-        write_tiny_params(self.folder / "params.yaml", **changes)
+        write_tiny_params(self.folder / "params.yaml", **{**self.params, **changes})
 
     def search_runs(self) -> list[Any]:
         client = MlflowClient(f"sqlite:///{self.folder / '.biotune' / 'mlflow.db'}")
@@ -69,8 +70,14 @@ class Clone:
         return list(client.search_runs([experiment.experiment_id], where))
 
 
-def make_clone(folder: Path, **variables: str) -> Clone:
-    """The working tree as it is, with tiny params, committed in a repository of its own."""
+def make_clone(folder: Path, params: Mapping[str, Any], **variables: str) -> Clone:
+    """The working tree as it is, committed in a repository of its own.
+
+    Args:
+        folder: empty.
+        params: changes to the tiny ones. Pictures for ``PICTURES`` are there.
+        variables: of the environment of its commands.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -82,7 +89,8 @@ def make_clone(folder: Path, **variables: str) -> Clone:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    copy = Clone(folder, variables)
+    write_pictures(folder / "data")
+    copy = Clone(folder, variables, params)
     copy.set()
     copy.run("git", "init", "--quiet")
     copy.run("git", "config", "user.name", "A tester")

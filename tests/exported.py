@@ -1,4 +1,4 @@
-"""A network trained on digits for a moment, and its ONNX file."""
+"""A network that has learned digits, and its ONNX file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = ("zero", "été", "冬", 'a "quoted" one', "four", "five", "six", "sev
 
 @dataclass(frozen=True)
 class Exported:
-    """A network trained on digits for a moment, its card, its images, and its ONNX file."""
+    """A network that has learned digits, its card, its images, and its ONNX file."""
 
     path: Path
     backbone: Backbone
@@ -29,12 +29,15 @@ class Exported:
 
 
 def export_digits(folder: Path) -> Exported:
-    """Prepare, train and export, in an empty folder; it takes seconds."""
+    """Prepare, train and export, in an empty folder; it takes seconds.
+
+    It gets nine of ten digits right: one that has hardly learned answers otherwise in fewer bits.
+    """
     prepared = prepare_images(
         DigitsSource(),
         folder / "prepared",
         image_size=48,
-        train_images=40,
+        train_images=200,
         validation_images=40,
         seed=0,
     )
@@ -42,7 +45,7 @@ def export_digits(folder: Path) -> Exported:
     trained = ("blocks.4", "blocks.5", "classifier")
     plan = FineTunePlan({b: 5.0 if b in trained else None for b in trainer.backbone.blocks})
     with one_thread():  # the same network whichever test is first to ask for it
-        trainer.train(TrainingTask(plan, 0, TrainingSettings(3, 3, 10, 0.001)))
+        trainer.train(TrainingTask(plan, 0, TrainingSettings(6, 6, 10, 0.001)))
     backbone = trainer.backbone
     card = ModelCard(
         backbone=backbone.name,

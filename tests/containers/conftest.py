@@ -41,7 +41,7 @@ def engine() -> Iterator[Engine]:
 def reproduced(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
     """``BIOTUNE_RUNTIME=podman dvc repro`` on the tiny setting."""
     variables = {**engine.environment, "BIOTUNE_RUNTIME": "podman"}
-    clone = make_clone(tmp_path_factory.mktemp("containers"), **variables)
+    clone = make_clone(tmp_path_factory.mktemp("containers"), {}, **variables)
     before = frozenset(files(clone.folder))
     assert clone.repro() == {"prepare", "search", "finetune", "evaluate", "export"}
     return Reproduced(clone, before)

@@ -35,7 +35,7 @@ SAME = (
 def stopped(reproduced: Reproduced) -> Iterator[Clone]:
     """The checkout with another, longer search, which will be stopped; as it was afterwards."""
     clone = reproduced.clone
-    clone.set(search__population=20, search__epochs=8, search__seed=5)
+    clone.set(search__population=20, search__epochs=40, search__seed=5)
     yield clone
     clone.set()
 
@@ -43,7 +43,7 @@ def stopped(reproduced: Reproduced) -> Iterator[Clone]:
 def test_containers_find_the_hosts_results_byte_for_byte(
     reproduced: Reproduced, tmp_path: Path
 ) -> None:
-    host = make_clone(tmp_path)
+    host = make_clone(tmp_path, {})
     host.run("dvc", "repro", "finetune")
     for name in SAME:
         in_container = (reproduced.clone.folder / name).read_bytes()

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from tests.imports import ROOT
 from tests.mlflow_server import all_runs, metric_points
 
 FULL = os.environ.get("BIOTUNE_FAULTS") == "full"
-"""``make faults`` sets it; ``make test`` runs each kind of fault in a short form."""
+"""``make faults`` sets it; ``make test-slow`` runs most kinds of fault in a short form."""
 
-whole_campaign = pytest.mark.skipif(not FULL, reason="in the whole campaign: make faults")
+
+def whole_campaign(test: Callable[..., None]) -> Callable[..., None]:
+    """For ``make faults`` alone."""
+    skipped = pytest.mark.skipif(not FULL, reason="in the whole campaign: make faults")
+    return pytest.mark.slow(skipped(test))
+
 
 NAMES = ("best_plan.json", "evaluations.csv", "confirmations.csv", "metrics.json")
 OPTIONS = ("--best-plan", "--evaluations", "--confirmations", "--metrics")
@@ -151,7 +157,6 @@ class Reference:
     """What an uninterrupted search gives."""
 
     results: dict[str, bytes]
-    seconds: float
     known: int
     tracked: list[tuple[object, ...]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,15 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.campaign import ROWS, SKIPPED, Place, Reference, Row, tracked
-from tests.tiny import write_tiny_params
+from tests.tiny import PICTURES, write_pictures, write_tiny_params
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in here is marked ``faults`` and ``slow``."""
+    """Everything in here is marked ``faults``."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.faults)
-            item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -64,8 +62,12 @@ def injected() -> Callable[[str], Row]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny params, and images prepared."""
     folder = tmp_path_factory.mktemp("faults")
-    # Never racing for time: which runs are trained must not depend on the machine.
-    write_tiny_params(folder / "params.yaml", search__epochs=3, search__patience=3)
+    # Never racing for time: which runs are trained must not depend on the machine. Two workers, and
+    # so many epochs that a kill comes before the last.
+    training = {"search__epochs": 3, "search__patience": 3, "runtime__workers": 2}
+    training |= {"finetune__epochs": 60, "finetune__patience": 60}
+    write_pictures(folder / "data")
+    write_tiny_params(folder / "params.yaml", **PICTURES, **training)
     Place(folder, folder / "home-prepare").finish("prepare")
     return folder
 
@@ -76,9 +78,8 @@ def reference(prepared: Path) -> Reference:
     place = Place(prepared, prepared / "home-reference")
     run = place.search()
     assert run.wait() == 0, run.output
-    seconds = time.monotonic() - run.begun
     uri = f"sqlite:///{place.home / 'mlflow.db'}"
-    return Reference(place.results(), seconds, place.known(), tracked(uri))
+    return Reference(place.results(), place.known(), tracked(uri))
 
 
 @pytest.fixture

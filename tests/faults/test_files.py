@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from biotune.finetuning.backbones import build_backbone
 from tests.faults.campaign import Place, Reference, Row, tracked, whole_campaign
 from tests.mlflow_server import all_runs
-from tests.tiny import write_tiny_params
+from tests.tiny import NETWORK, write_tiny_params
 
 Injected = Callable[..., Row]
 
@@ -30,6 +30,7 @@ def flip(file: Path, place: int) -> None:
         stream.write(bytes([byte ^ 4]))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_the_prepared_images_is_found(
     place: Place, injected: Injected, tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_flipped_bit_of_the_prepared_images_is_found(
         row.survived += 1
 
 
+@pytest.mark.slow
 def test_flipped_bits_in_the_store_and_the_spool_are_found_and_mended(
     place: Place, reference: Reference, injected: Injected
 ) -> None:
@@ -94,13 +96,14 @@ def test_a_pickle_that_means_harm_is_refused_and_not_run(
     row.survived = 1
 
 
+@pytest.mark.slow
 def test_weights_that_make_every_run_diverge_are_no_score(
     place: Place, injected: Injected, tmp_path: Path
 ) -> None:
     row = injected("weights so large that every run diverges")
     weights = tmp_path / "weights.safetensors"
-    tensors = build_backbone("efficientnet_lite0", "imagenet", 10).network.state_dict()
-    tensors["blocks.6.0.bn3.weight"][:] = 3e38  # what comes out of it is infinite
+    tensors = build_backbone(NETWORK, "none", 10).network.state_dict()
+    tensors["blocks.4.0.bn3.weight"][:] = 3e38  # what comes out of it is infinite
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, weights)
     params = write_tiny_params(tmp_path / "my.yaml", model__weights=str(weights))
     run = place.search(params=params)

@@ -97,6 +97,7 @@ def test_a_network_that_is_slow_or_broken(
     row.survived = 1
 
 
+@pytest.mark.slow
 def test_a_server_that_makes_runs_after_their_requests_were_given_up(
     place: Place, reference: Reference, injected: Injected, folder: Path
 ) -> None:

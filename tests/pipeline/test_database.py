@@ -16,7 +16,6 @@ from pipeline.database import make_database, own_database
 from tests.imports import ROOT
 
 
-@pytest.mark.slow
 def test_a_kill_while_it_is_made_leaves_none_and_the_next_makes_it(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
@@ -37,7 +36,6 @@ make_database(own_database(Path({str(tmp_path)!r})))
     assert MlflowClient(own_database(tmp_path)).search_experiments()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["höme 100% #a", "100%25", "a?b=c"])
 def test_it_is_in_the_home_whatever_that_is_called(tmp_path: Path, name: str) -> None:
     home = tmp_path / name

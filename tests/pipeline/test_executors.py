@@ -67,14 +67,12 @@ def train(setup: TrainerSetup, workers: int, tasks: list[TrainingTask]) -> list[
     return [replace(curves[one], seconds=0.0) for one in tasks]
 
 
-@pytest.mark.slow
 def test_any_number_of_workers_and_any_order_give_the_same_bits(setup: TrainerSetup) -> None:
     alone = train(setup, 1, TASKS)
     assert train(setup, 2, TASKS[::-1])[::-1] == alone
     assert len({curve.train_loss for curve in alone}) == len(TASKS)
 
 
-@pytest.mark.slow
 def test_the_best_weights_are_written_where_they_are_wanted(
     setup: TrainerSetup, tmp_path: Path
 ) -> None:
@@ -87,15 +85,13 @@ def test_the_best_weights_are_written_where_they_are_wanted(
     assert first["conv_head.weight"].equal(second["conv_head.weight"])
 
 
-@pytest.mark.slow
 def test_an_error_in_a_worker_reaches_the_caller(setup: TrainerSetup) -> None:
     other = replace(TASKS[0], plan=FineTunePlan({"stem": 1.0}))
     with WorkerPool(setup, 1) as pool, pytest.raises(ValueError, match="not those of efficient"):
         list(pool.train([(other, None, None)]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_whose_worker_is_killed_is_done_by_another_to_the_same_bits(
     setup: TrainerSetup, kills: int
 ) -> None:
@@ -118,7 +114,6 @@ def test_a_run_whose_worker_is_killed_is_done_by_another_to_the_same_bits(
     assert len(killed) == kills
 
 
-@pytest.mark.slow
 def test_a_run_that_is_lost_three_times_stops_the_search_with_the_reason_and_no_score(
     setup: TrainerSetup,
 ) -> None:
@@ -233,7 +228,6 @@ def test_a_result_is_kept_before_anybody_hears_of_it(monkeypatch: pytest.MonkeyP
             assert heard in kept
 
 
-@pytest.mark.slow
 def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
     setup: TrainerSetup, tmp_path: Path
 ) -> None:
@@ -276,7 +270,6 @@ def test_an_interruption_before_a_worker_has_started_stays_an_interruption(
         pool.submit(TASKS[0])
 
 
-@pytest.mark.slow
 def test_no_worker_outlives_a_killed_search(setup: TrainerSetup, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(

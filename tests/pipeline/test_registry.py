@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,7 @@ from pipeline.params import Params
 from pipeline.registry import Registered, compare_answers, write_mlflow_model
 from pipeline.spool import left_behind
 from pipeline.tracking import tracked_stage, tracking_uri
-
-pytestmark = pytest.mark.slow
+from tests.imports import ROOT
 
 DESCRIBED = {
     "metrics": {"accuracy": 0.5},
@@ -97,6 +98,29 @@ def test_the_first_model_is_the_champion_and_says_where_it_came_from(
     names = {one.name for one in folder.rglob("*") if one.is_file()}
     assert "model.onnx" in names
     assert not {one for one in names if one.endswith((".data", ".bin"))}, "one file"
+
+
+def test_a_model_may_be_written_while_the_sender_still_imports_mlflow(
+    tmp_path: Path, model: Path
+) -> None:
+    """As of a few images: they are verified in less time than MLflow takes to be imported."""
+    script = f"""
+import time
+from pathlib import Path
+import numpy as np
+from pipeline.params import load_params
+from pipeline.registry import write_mlflow_model
+from pipeline.tracking import tracked_stage
+home = Path({str(tmp_path)!r})
+with tracked_stage("export", load_params(Path("params.yaml")), "data", home):
+    time.sleep(0.3)
+    image = np.full((1, 2, 2, 3), 7, np.uint8)
+    write_mlflow_model(Path({str(model.parent / "model.onnx")!r}), home / "model", image)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "MLflow does not answer" not in done.stderr
+    assert (tmp_path / "model" / "MLmodel").exists()
 
 
 def test_the_champion_moves_only_for_what_is_better_on_the_same_images(

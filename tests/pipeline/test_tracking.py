@@ -84,7 +84,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.uri
 
 
-@pytest.mark.slow
 def test_a_search_is_in_a_real_server_genome_by_genome(
     server: str, default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +141,6 @@ def test_a_search_is_in_a_real_server_genome_by_genome(
                 assert points == list(enumerate(getattr(own.curve, name)))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_own_store")
 def test_without_a_server_runs_go_to_a_sqlite_file_in_the_home(
     default_params: Params, tmp_path: Path
@@ -160,7 +158,6 @@ def test_without_a_server_runs_go_to_a_sqlite_file_in_the_home(
     assert list((tmp_path / "mlartifacts").rglob(Path(__file__).name))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_own_store")
 def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
     default_params: Params, tmp_path: Path
@@ -177,7 +174,6 @@ def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
     assert status == {"search": "FAILED", "finetune": "KILLED"}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_own_store")
 def test_nothing_waits_for_mlflow_and_all_arrives_with_the_times_it_happened_at(
     default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +203,6 @@ def test_nothing_waits_for_mlflow_and_all_arrives_with_the_times_it_happened_at(
     assert all(run.info.end_time - run.info.start_time == 2000 for run in genomes)
 
 
-@pytest.mark.slow
 def test_a_server_that_is_away_is_said_and_what_it_did_not_take_is_sent_later_once(
     default_params: Params,
     tmp_path: Path,
@@ -247,7 +242,6 @@ def test_a_server_that_is_away_is_said_and_what_it_did_not_take_is_sent_later_on
         assert by_id[one.candidate.id] == curves + scores + 3  # parameters, their share, seconds
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_own_store")
 def test_a_stage_closes_what_a_killed_one_left_running(
     default_params: Params, tmp_path: Path

@@ -12,8 +12,6 @@ from pipeline.params import Params
 from tests.exported import Exported
 from tests.tiny import tiny_params
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def folder(exported: Exported, tmp_path: Path) -> Path:

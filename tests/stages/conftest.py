@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stages import cli
-from tests.tiny import write_tiny_params
+from tests.tiny import PICTURES, write_pictures, write_tiny_params
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Pipeline:
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Every stage, by its command, in an empty folder with a params file."""
     folder = tmp_path_factory.mktemp("pipeline")
+    write_pictures(folder / "data")
     # Every form is kept: what a network that has hardly learned loses in int8 is luck.
-    write_tiny_params(folder / "params.yaml", export__int8_max_drop=1.0, export__fp16_max_drop=1.0)
+    kept = {"export__int8_max_drop": 1.0, "export__fp16_max_drop": 1.0}
+    write_tiny_params(folder / "params.yaml", **PICTURES, **kept)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("BIOTUNE_HOME", str(folder / "home"))

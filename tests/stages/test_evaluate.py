@@ -16,9 +16,7 @@ from biotune.data.prepared import PreparedImages
 from stages import prepare
 from stages.evaluate import main
 from tests.stages.conftest import Pipeline
-from tests.tiny import write_tiny_params
-
-pytestmark = pytest.mark.slow
+from tests.tiny import PICTURES, write_tiny_params
 
 
 def test_it_prints_the_winner_beside_the_best_recipe(pipeline: Pipeline) -> None:
@@ -147,7 +145,7 @@ def test_the_confusion_and_the_classes_agree_with_the_predictions(pipeline: Pipe
 
 
 def test_a_model_of_other_images_is_refused(in_pipeline: Pipeline, tmp_path: Path) -> None:
-    params = write_tiny_params(tmp_path / "my.yaml", prepare__image_size=48)
+    params = write_tiny_params(tmp_path / "my.yaml", **PICTURES, prepare__image_size=48)
     other = str(tmp_path / "prepared")
     done = CliRunner().invoke(prepare.main, ["--params", str(params), "--out", other])
     assert done.exit_code == 0, done.output

@@ -28,9 +28,7 @@ from stages import cli
 from stages.export import main
 from tests.imports import ROOT
 from tests.stages.conftest import Pipeline
-from tests.tiny import write_tiny_params
-
-pytestmark = pytest.mark.slow
+from tests.tiny import PICTURES, write_tiny_params
 
 WITHOUT_TORCH = """
 import sys
@@ -75,7 +73,7 @@ def test_the_model_agrees_with_torch_on_every_original_test_image(
 ) -> None:
     result = pipeline.results["export"]
     assert result.exit_code == 0, result.output
-    assert verification["test_images"] == 1717
+    assert verification["test_images"] == 80
     for size in (1, 2, 32):
         assert verification[f"batch_{size}"]["label_agreement"] >= 0.999
         assert verification[f"batch_{size}"]["largest_difference"] < 1e-3
@@ -123,7 +121,7 @@ def test_the_model_says_where_it_came_from(pipeline: Pipeline) -> None:
 
 def test_the_card_says_what_a_person_must_know(pipeline: Pipeline) -> None:
     card = html.unescape((pipeline.artifacts / "deploy/card.md").read_text())
-    for heading in ("Intended use", "Data", "Quality on 1717 test", "How it was trained", "Limits"):
+    for heading in ("Intended use", "Data", "Quality on 80 test", "How it was trained", "Limits"):
         assert f"\n## {heading}" in card
     metrics = json.loads((pipeline.artifacts / "evaluation/metrics.json").read_text())
     assert f"Accuracy {metrics['accuracy']:.4f}" in card
@@ -198,7 +196,10 @@ def test_a_smaller_form_is_kept_only_if_it_is_accurate_enough_and_the_reason_is_
     monkeypatch.setattr(stage, "accuracy_on_prepared", accuracy)
     bundle = tmp_path / "deploy"
     params = write_tiny_params(
-        tmp_path / "params.yaml", export__int8_max_drop=0.01, export__fp16_max_drop=0.01
+        tmp_path / "params.yaml",
+        **PICTURES,
+        export__int8_max_drop=0.01,
+        export__fp16_max_drop=0.01,
     )
     words = ["--params", str(params), "--bundle", str(bundle)]
     words += ["--metrics", str(tmp_path / "metrics.json")]
@@ -217,7 +218,10 @@ def test_smaller_forms_that_nobody_wants_are_not_made(
     in_pipeline: Pipeline, tmp_path: Path
 ) -> None:
     params = write_tiny_params(
-        tmp_path / "params.yaml", export__int8_max_drop=None, export__fp16_max_drop=None
+        tmp_path / "params.yaml",
+        **PICTURES,
+        export__int8_max_drop=None,
+        export__fp16_max_drop=None,
     )
     bundle = tmp_path / "deploy"
     words = ["--params", str(params), "--bundle", str(bundle)]

@@ -19,8 +19,6 @@ from stages.finetune import main
 from tests.stages.conftest import Pipeline
 from tests.tiny import write_tiny_params
 
-pytestmark = pytest.mark.slow
-
 
 def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
     pipeline: Pipeline,

@@ -86,7 +86,6 @@ def test_a_paper_preset_is_the_published_setting(name: str) -> None:
     assert (search.metric, search.augment) == ("balanced_accuracy", "none")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", preset_names())
 def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -101,7 +100,6 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
     params = str(PRESETS / "paper-flowers102.yaml")
     result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"], env=WIDE)

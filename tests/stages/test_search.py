@@ -14,9 +14,7 @@ from biotune.evolution import Genome, decode
 from biotune.plan import FineTunePlan
 from stages.search import main
 from tests.stages.conftest import Pipeline
-from tests.tiny import write_tiny_params
-
-pytestmark = pytest.mark.slow
+from tests.tiny import BLOCKS, write_tiny_params
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -28,7 +26,7 @@ def test_it_prints_the_winner_block_by_block(pipeline: Pipeline) -> None:
     result = pipeline.results["search"]
     assert result.exit_code == 0, result.output
     assert "The winner: " in result.output
-    for block in ("stem", "blocks.0", "blocks.6", "conv_head", "classifier"):
+    for block in BLOCKS:
         assert block in result.output
     assert "best recipe" in result.output
 
@@ -56,9 +54,11 @@ def test_the_best_plan_is_the_confirmed_winner_and_its_genome_decodes_to_it(
 
 def test_there_is_a_row_for_every_candidate(pipeline: Pipeline) -> None:
     table = rows(pipeline.artifacts / "search/evaluations.csv")
-    assert [row["id"] for row in table] == [str(i) for i in range(15)]  # scan + N + 2E + N - E
+    assert [row["id"] for row in table] == [
+        str(i) for i in range(len(BLOCKS) + 5)
+    ]  # + N + 2E + N - E
     metrics = json.loads((pipeline.artifacts / "search/metrics.json").read_text())
-    assert metrics["evaluations"] == 15
+    assert metrics["evaluations"] == len(BLOCKS) + 5
     for row in table:
         importances = [float(v) for k, v in row.items() if k.startswith("importance.")]
         multipliers = {

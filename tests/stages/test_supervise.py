@@ -67,7 +67,7 @@ def _start(folder: Path, command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
+def long_stage(tmp_path: Path) -> Path:
     make_pipeline(tmp_path)
     return tmp_path
 
@@ -83,12 +83,12 @@ def make_pipeline(folder: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("contained", [False, True], ids=["here", "as the first process"])
 def test_sigterm_ends_the_stage_in_order_and_leaves_no_lock(
-    pipeline: Path, contained: bool
+    long_stage: Path, contained: bool
 ) -> None:
     if contained and not _namespaces():
         pytest.skip("no namespace of process ids may be made here (unshare --pid)")
     command = [*(NAMESPACE if contained else []), *SUPERVISE, "dvc", "repro"]
-    process = _start(pipeline, command)
+    process = _start(long_stage, command)
     first = process.pid
     if contained:
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
@@ -96,10 +96,10 @@ def test_sigterm_ends_the_stage_in_order_and_leaves_no_lock(
     os.kill(first, signal.SIGTERM)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 143, printed
-    assert (pipeline / "ended").read_text() == "in order"
-    again = _run(pipeline, *command)
+    assert (long_stage / "ended").read_text() == "in order"
+    again = _run(long_stage, *command)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert (pipeline / "out").exists()
+    assert (long_stage / "out").exists()
 
 
 def test_ctrl_c_reaches_the_command_as_well(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from biotune.deployment.predictor import Predictor
 from biotune.deployment.quantize import convert_fp16, quantize_int8
 from biotune.deployment.verify import compare
 
-pytestmark = pytest.mark.slow
-
 
 def batches(exported):
     rows = exported.prepared.indices("train")
@@ -37,7 +35,6 @@ def answers(file, exported):
 def test_int8_gives_nearly_the_same_answers_from_a_third_of_the_bytes(exported, int8):
     found, expected = answers(int8, exported), answers(exported.path, exported)
     assert 0 < compare(found, expected).largest_difference < 0.5
-    # Not the labels: the network has hardly learned, and is sure of none.
     assert np.abs(found - expected).mean() < 0.03
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
     assert int8.stat().st_size < exported.path.stat().st_size / 3
@@ -78,7 +75,10 @@ def test_no_processor_overflows(exported, int8):
     exact = onnxruntime.InferenceSession(int8, options, providers=["CPUExecutionProvider"])
     rows = exported.prepared.indices("validation")
     (expected,) = exact.run(None, {"image": exported.prepared.images[rows]})
-    assert compare(answers(int8, exported), expected).largest_difference < 0.05
+    found = answers(int8, exported)
+    # Rounding alone, which integers do elsewhere than floats; one answer may lie on an edge.
+    assert np.abs(found - expected).mean() < 0.003
+    assert compare(found, expected).largest_difference < 0.1
 
 
 def test_the_same_images_give_the_same_file(exported, int8, tmp_path):

@@ -21,9 +21,10 @@ from biotune.finetuning.backbones import (
     build_backbone,
     convolution_family,
 )
+from biotune.finetuning.batchnorm import FastBatchNorm2d
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
-from biotune.finetuning.convolutions import DepthwiseConv2d
+from biotune.finetuning.convolutions import DepthwiseConv2d, PointwiseConv2d
 from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.freezing import set_training_mode
 from biotune.finetuning.training import (
@@ -68,7 +69,16 @@ BLOCKS = {
 """Section 1 of the method."""
 
 
-@pytest.fixture(scope="module", params=SIZES)
+QUICK = ("efficientnet_lite0", "squeezenet1_1", "timm/resnet18d", "timm/convnext_atto")
+"""In ``make test``: the default, one without BatchNorm, residual connections, LayerNorm."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES
+    ],
+)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     return build_backbone(request.param, "none", CLASSES)
 
@@ -115,7 +125,6 @@ def test_running_on_from_any_block_is_running_the_network(backbone):
         assert torch.allclose(backbone.forward_from(index, features), logits, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
     """The freeze proof is in ``fit``; each block is frozen once and trained once, or more."""
     start = toy.copy_of(backbone)
@@ -140,7 +149,6 @@ def test_any_blocks_can_be_frozen_and_the_others_move(backbone):
     backbone.network.load_state_dict(start)
 
 
-@pytest.mark.slow
 def test_a_kept_prefix_gives_the_same_bits(backbone):
     start, subset = toy.copy_of(backbone), images(backbone)
     blocks = list(backbone.blocks)
@@ -160,25 +168,46 @@ def test_a_kept_prefix_gives_the_same_bits(backbone):
     backbone.network.load_state_dict(start)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "precision",
+    ["fp32", pytest.param("bf16", marks=pytest.mark.slow)],  # emulated by most
+)
 @pytest.mark.parametrize(
     "name", ["efficientnet_lite0", "mobilenet_v3_small", "timm/mobilenetv3_small_050"]
 )
-def test_with_layers_for_a_cpu_it_is_the_same_network_and_trains(name):
+def test_with_layers_for_a_cpu_it_is_the_same_network_and_trains(name, precision):
     plain = build_backbone(name, "none", CLASSES)
     fast = build_backbone(name, "none", CLASSES, for_cpu=True)
     assert convolution_family(name) == "depthwise"
-    assert any(isinstance(one, DepthwiseConv2d) for one in fast.network.modules())
+    kinds = {type(module) for module in fast.network.modules()}
+    assert {DepthwiseConv2d, PointwiseConv2d, FastBatchNorm2d} <= kinds
     assert toy.equal(toy.copy_of(plain), toy.copy_of(fast))
     pixels = noise(plain)
     with torch.inference_mode():
         assert torch.allclose(fast.network(pixels), plain.network(pixels), atol=1e-5)
     plan = FineTunePlan(dict.fromkeys(fast.blocks, 1.0))
-    subset, compute = images(fast), Compute("cpu", "bf16")
+    subset, compute = images(fast), Compute("cpu", precision)
     result = fit(
         fast, plan, subset, subset, TrainingSettings(1, 1, 3, 1e-3), seed=0, compute=compute
     )
     assert result.curve.outcome == "finished"
+
+
+def test_its_gradients_are_those_of_torchs_layers():
+    """Of the whole network in training, where one layer's fault would reach all before it."""
+    gradients = []
+    for for_cpu in (False, True):
+        backbone = build_backbone("efficientnet_lite0", "imagenet", CLASSES, for_cpu=for_cpu)
+        backbone.reset_head(0)
+        backbone.network.train()
+        logits = backbone.network(noise(backbone))
+        backbone.loss(logits, torch.arange(len(logits)) % CLASSES).backward()
+        gradients.append({n: p.grad for n, p in backbone.network.named_parameters()})
+    plain, fast = gradients
+    assert plain.keys() == fast.keys()
+    for name, expected in plain.items():
+        difference = (fast[name] - expected).norm()
+        assert difference <= 1e-2 * expected.norm() + 1e-6, name
 
 
 @torch.no_grad()
@@ -201,7 +230,6 @@ def tell_images_apart(backbone: Backbone, subset: ImageSubset) -> None:
     last.bias.sub_(logits.mean(dim=0)).mul_(scale)
 
 
-@pytest.mark.slow
 def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
     subset = images(backbone, 4)
     card = ModelCard(
@@ -269,6 +297,7 @@ def test_images_that_a_network_cannot_take_are_a_clear_error(name, size, message
     assert not backbone.network.training
 
 
+@pytest.mark.slow
 def test_densenets_published_names_and_files_without_counters_are_read(tmp_path):
     plain = build_backbone("densenet121", "none", CLASSES)
     legacy = {
@@ -295,6 +324,7 @@ def test_a_tag_that_a_model_does_not_have_is_a_clear_error():
         build_backbone("timm/resnet18.nothing", "none", CLASSES)
 
 
+@pytest.mark.slow
 def test_the_frozen_beginning_of_torchvisions_transformers_can_be_kept():
     """Its position embedding is a parameter beside all modules."""
     backbone = build_backbone("vit_b_16", "none", CLASSES)

@@ -23,6 +23,7 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not (BROWSER and DRIVER), reason="there is no chromium with chromedriver: apt install both"
     ),
