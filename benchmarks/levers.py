@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 from unittest import mock
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.naive import NaiveEvaluator
 from benchmarks.processes import forked_after
-from biotune.finetuning.backbones import block_sizes
+from biotune.finetuning.backbones import Backbone, block_sizes, build_backbone
 from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import TrainingSettings
@@ -78,12 +78,30 @@ class Measured:
 
 
 class Ours:
-    """Our evaluator, as an :class:`Evaluator`."""
+    """Our evaluator, as an :class:`Evaluator`.
 
-    def __init__(self, setup: Setup, compute: Compute, feature_cache_bytes: int = 0) -> None:
-        self.trainer = Trainer(
-            setup.prepared, setup.backbone, setup.weights, compute, feature_cache_bytes
-        )
+    Args:
+        setup: what it trains.
+        compute: how.
+        feature_cache_bytes: for features of frozen prefixes.
+        layers: with our layers on a CPU, in the place of torch's.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        compute: Compute,
+        feature_cache_bytes: int = 0,
+        *,
+        layers: bool = True,
+    ) -> None:
+        def build(*args: Any, for_cpu: bool) -> Backbone:
+            return build_backbone(*args, for_cpu=for_cpu and layers)
+
+        with mock.patch("biotune.finetuning.fitness.build_backbone", build):
+            self.trainer = Trainer(
+                setup.prepared, setup.backbone, setup.weights, compute, feature_cache_bytes
+            )
         self.prefix_seconds = 0.0
         self._compute_prefix = self.trainer.cache._computed
 
@@ -102,7 +120,7 @@ class OursContiguous(Ours):
     """Ours, with network and images in torch's default memory format, and its default Adam."""
 
     def __init__(self, setup: Setup, compute: Compute) -> None:
-        super().__init__(setup, compute)
+        super().__init__(setup, compute, layers=False)
         trainer = self.trainer
         network = trainer.backbone.network.to(memory_format=torch.contiguous_format)
         for layer in trainer.backbone.layers:  # what a prefix hands on is channels_last
@@ -133,7 +151,7 @@ def in_memory(setup: Setup) -> Evaluator:
 
 
 def channels_last(setup: Setup) -> Evaluator:
-    return Ours(setup, _plain(setup))
+    return Ours(setup, _plain(setup), layers=False)
 
 
 def _plain(setup: Setup) -> Compute:
@@ -159,7 +177,7 @@ LEVERS: dict[str, Callable[[Setup], Evaluator]] = {
     "naive": naive,
     "images in memory, one network": in_memory,
     "channels_last, fused Adam": channels_last,
-    "precision": precision,
+    "our layers, precision": precision,
     "prefix feature cache": feature_cache,
     "freed memory kept": freed_memory_kept,
 }
