@@ -151,7 +151,7 @@ def _seed_files(seeds: Path, training_seeds: Sequence[int]) -> dict[str, list[Pa
 def _predictions(
     plans: Sequence[_Plan], test: ImageSubset, compute: Compute, workers: int
 ) -> dict[Path, NDArray[np.float32]]:
-    """Class probabilities of the test images by each file's network.
+    """Class probabilities of the test images by each file's network; all are in memory together.
 
     The kept model is one of its plan's runs, and a recipe that won is the winner: what is the same,
     tensor by tensor, is computed once.

@@ -42,26 +42,31 @@ class InOrder(Generic[Result]):
     Args:
         threads: that run them.
         most: how many are in work at a time.
+        memory: bytes that they may hold together; a single one may hold more.
     """
 
-    def __init__(self, threads: Executor, most: int) -> None:
-        self._threads, self._most = threads, most
-        self._running: deque[Future[Result]] = deque()
+    def __init__(self, threads: Executor, most: int, memory: int) -> None:
+        self._threads, self._most, self._memory = threads, most, memory
+        self._running: deque[tuple[Future[Result], int]] = deque()
         self._done: list[Result] = []
 
-    def put(self, job: Callable[..., Result], *arguments: object) -> None:
-        """Add a job, as soon as there is room.
+    def put(self, size: int, job: Callable[..., Result], *arguments: object) -> None:
+        """Add a job that holds so many bytes, as soon as there is room.
 
         Raises:
             Exception: what an earlier job raised.
         """
-        if len(self._running) == self._most:
-            self._done.append(self._running.popleft().result())
-        self._running.append(self._threads.submit(job, *arguments))
+        while self._running and not self._fits(size):
+            self._done.append(self._running.popleft()[0].result())
+        self._running.append((self._threads.submit(job, *arguments), size))
+
+    def _fits(self, size: int) -> bool:
+        held = sum(others for _, others in self._running)
+        return len(self._running) < self._most and held + size <= self._memory
 
     def results(self) -> list[Result]:
         """Of all jobs, in the order in which they were added; raises what one of them raised."""
-        return [*self._done, *(job.result() for job in self._running)]
+        return [*self._done, *(job.result() for job, _ in self._running)]
 
 
 @contextmanager

@@ -30,6 +30,9 @@ FP16_BATCH_SIZES: Final = (32,)
 SIZES: Final = {"prepared": None, "scaled_0.5": 0.5, "scaled_2": 2.0}
 """Other sizes at which test images are asked about: as prepared, and times their own."""
 
+_SCALED_BYTES: Final = 4
+"""A copy at twice the height and width is the largest of those, and one is made at a time."""
+
 SIZED_IMAGES: Final = 256
 """Most images asked about at each other size."""
 
@@ -37,6 +40,9 @@ SAMPLE_IMAGES: Final = 10
 _SAMPLE_PIXELS: Final = 512
 
 _WINDOW: Final = max(BATCH_SIZES)
+
+_MEMORY: Final = 1 << 30
+"""Bytes of originals that may wait to be answered, and as many at all :data:`SIZES` together."""
 
 Pixels = NDArray[np.uint8]
 Rows = dict[tuple[str | int, ...], NDArray[np.float32]]
@@ -148,7 +154,8 @@ def ask(
         originals: the test images.
         images: prepared.
         workers: jobs side by side.
-        on_image: called with the number of images that were done, for a progress bar.
+        on_image: called with the number of images that were decoded and handed on, for a progress
+            bar.
     """
     sized = set(_evenly(len(originals), SIZED_IMAGES))
     sampled = _sample_indices(originals)
@@ -156,17 +163,20 @@ def ask(
     digests: list[str] = []
     waiting: list[tuple[int, Pixels]] = []
     with single_threads(workers) as threads:
-        windows, groups = InOrder[Rows](threads, 2 * workers), InOrder[Rows](threads, 2 * workers)
+        windows = InOrder[Rows](threads, 2 * workers, _MEMORY)
+        groups = InOrder[Rows](threads, 2 * workers, _MEMORY)
         for window in _windows(len(originals), _WINDOW):
             loaded = [(index, originals.load(index)) for index in window]
             digests += [originals.digest(*one) for one in loaded]
             samples |= {i: thumbnail(one, _SAMPLE_PIXELS) for i, one in loaded if i in sampled}
-            windows.put(_at_all_batch_sizes, predictors, [one for _, one in loaded])
+            decoded = [image for _, image in loaded]
+            windows.put(_bytes(decoded), _at_all_batch_sizes, predictors, decoded)
             waiting += [one for one in loaded if one[0] in sized]
             last = window[-1] == len(originals) - 1
             while len(waiting) >= _WINDOW or (last and waiting):
                 group, waiting = waiting[:_WINDOW], waiting[_WINDOW:]
-                groups.put(_at_all_sizes, predictors, backbone, originals.rows, images, group)
+                size = _bytes([image for _, image in group]) * (1 + _SCALED_BYTES)
+                groups.put(size, _at_all_sizes, predictors, backbone, originals.rows, images, group)
             on_image(len(window))
         found, compared = _joined(windows.results()), _joined(groups.results())
     return Answers(
@@ -184,6 +194,10 @@ def ask(
         },
         [samples[index] for index in sampled],
     )
+
+
+def _bytes(images: Sequence[Pixels]) -> int:
+    return sum(image.nbytes for image in images)
 
 
 def _at_all_batch_sizes(predictors: Mapping[str, Predictor], images: Sequence[Pixels]) -> Rows:

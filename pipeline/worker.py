@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -16,6 +15,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Final
+
+from pipeline.garbage import collect_garbage_seldom
 
 if TYPE_CHECKING:
     import torch
@@ -83,16 +84,6 @@ class Answer:
     error: Exception | None = None
     lost: str | None = None
     device_lost: bool = False
-
-
-def collect_garbage_seldom() -> None:
-    """Let this process look for cycles of garbage a hundred times less often than Python does.
-
-    Importing torch makes a million objects that live for ever, among which it looks again and
-    again: .6 of the 5 CPU seconds until a network is built (Python 3.11). Training leaves hardly
-    any cycles.
-    """
-    gc.set_threshold(100_000, 50, 50)
 
 
 class Worker:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from biotune.commands.command import Command
-from pipeline.worker import collect_garbage_seldom
+from pipeline.garbage import collect_garbage_seldom
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 

@@ -3,8 +3,9 @@
 A map of 32 images is larger than a core's cache, so that what BatchNorm costs is how often maps are
 read and written. The same numbers, with fewer passes than torch takes:
 
-- in evaluation mode, which is that of frozen blocks, it is a scale and a shift of each channel, and
-  its gradient a scale; torch's own backward pass over channels-last maps takes three times as long;
+- in float32 and evaluation mode, which is that of frozen blocks, it is a scale and a shift of each
+  channel, and its gradient a scale; torch's own backward pass over channels-last maps takes three
+  times as long (in bfloat16 a rounded shift would move a channel whose mean is far from 0);
 - in training mode, a ReLU6 that its library has joined to it works in place, and the gradient of
   both is taken from the result.
 
@@ -13,6 +14,7 @@ Weights, buffers and their names stay what they are; ``benchmarks/precision.py``
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -49,7 +51,9 @@ class FastBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Float maps [N, C, H, W] → [N, C, H, W]."""
-        if self.training and self._bounds is not None and input.dtype == torch.float32:
+        in_float32 = input.dtype == torch.float32
+        values = input.numel() // self.num_features  # of one there is no variance: torch's error
+        if self.training and self._bounds is not None and in_float32 and values > 1:
             self.num_batches_tracked += 1
             bounded: Tensor = _BoundedBatchNorm.apply(
                 input,
@@ -62,30 +66,34 @@ class FastBatchNorm2d(nn.BatchNorm2d):
                 *self._bounds,
             )
             return bounded
-        if self.training:
+        if self.training or not in_float32:
             normalised = super().forward(input)
         else:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
-            scale, shift = (vector.to(input.dtype).view(-1, 1, 1) for vector in (scale, shift))
-            normalised = torch.addcmul(shift, input, scale)
+            normalised = torch.addcmul(shift.view(-1, 1, 1), input, scale.view(-1, 1, 1))
         joined: Tensor = self.joined(normalised)
         return joined
 
 
 def replace_batchnorms(network: nn.Module) -> None:
     """Put a :class:`FastBatchNorm2d` in the place of every BatchNorm that it can stand for."""
-    from timm.layers.norm_act import BatchNormAct2d  # two seconds that most programs never need
-
+    kinds = _kinds()
     for parent in list(network.modules()):
         for name, module in list(parent.named_children()):
             if (
                 isinstance(module, nn.BatchNorm2d)
-                and type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+                and type(module) in kinds
                 and module.momentum is not None
                 and all(getattr(module, tensor) is not None for tensor in _TENSORS)
             ):
                 setattr(parent, name, FastBatchNorm2d(module))
+
+
+def _kinds() -> set[type[nn.Module]]:
+    """torch's, and timm's where a network of timm's can be: loading timm takes half a second."""
+    timms = sys.modules.get("timm.layers.norm_act")
+    return {nn.BatchNorm2d} if timms is None else {nn.BatchNorm2d, timms.BatchNormAct2d}
 
 
 class _BoundedBatchNorm(torch.autograd.Function):

@@ -61,6 +61,7 @@ class DepthwiseConv2d(nn.Conv2d):
                 bias=False,
             )
         self.weight = replaced.weight
+        self.padding = replaced.padding
         self._same = _is_same_padded(replaced)
         self._padding = int(replaced.padding[0])
         self.train(replaced.training)
@@ -148,7 +149,10 @@ def replace_convolutions(network: nn.Module) -> None:
 def _is_pointwise(module: nn.Conv2d) -> bool:
     sizes = (module.kernel_size, module.stride, module.groups)
     return (
-        sizes == ((1, 1), (1, 1), 1) and module.bias is None and module.padding in ((0, 0), "valid")
+        sizes == ((1, 1), (1, 1), 1)
+        and module.bias is None
+        and isinstance(module.weight, nn.Parameter)  # none that is computed from others
+        and module.padding in ((0, 0), "valid")
     )
 
 
@@ -161,6 +165,7 @@ def is_replaceable(module: nn.Conv2d) -> bool:
         and module.stride in ((1, 1), (2, 2))
         and module.dilation == (1, 1)
         and module.bias is None
+        and isinstance(module.weight, nn.Parameter)  # none that is computed from others
         and module.padding_mode == "zeros"
         and len(set(module.padding)) == 1
         and not isinstance(module.padding, str)

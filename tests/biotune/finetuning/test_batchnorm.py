@@ -84,12 +84,24 @@ def test_every_tensor_is_the_same_under_the_same_name(kind: str) -> None:
     assert network[0].training == layer.training
 
 
-def test_in_bf16_it_computes_in_bf16() -> None:
-    _, ours = pair("with ReLU6")
+def test_in_bf16_it_is_torchs_also_of_channels_far_from_zero() -> None:
+    plain, ours = pair("with ReLU6")
     half = maps().bfloat16()
     for training in (True, False):
-        ours.train(training)
-        assert ours(half).dtype == torch.bfloat16
+        for layer in (plain, ours):
+            layer.train(training)
+            layer.running_mean.fill_(100.0)
+        found = ours(half + 100)
+        assert torch.equal(found, plain(half + 100))
+        assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["torch's", "with ReLU6"])
+def test_of_a_single_value_a_channel_there_are_no_statistics(kind: str) -> None:
+    _, ours = pair(kind)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        ours(torch.ones(1, CHANNELS, 1, 1))
+    assert torch.isfinite(ours.running_var).all()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from biotune.finetuning.backbones import build_backbone
 from biotune.finetuning.convolutions import (
@@ -99,6 +100,8 @@ def test_the_networks_convolutions_are_replaced_and_every_tensor_keeps_name_and_
         nn.Conv2d(8, 8, 1, stride=2, bias=False),
         nn.Conv2d(8, 8, 1, padding=1, bias=False),
         nn.Conv2d(8, 8, 1, groups=2, bias=False),
+        weight_norm(nn.Conv2d(8, 8, 1, bias=False)),
+        weight_norm(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)),
     ],
     ids=str,
 )
