@@ -17,9 +17,8 @@ export MLFLOW_DISABLE_TELEMETRY = true
 # Podman's own format has no HEALTHCHECK.
 export BUILDAH_FORMAT = docker
 
-# Tests side by side, two on two cores; those of one group, which tests/conftest.py gives, stay together
-# and in order.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# Two processes on two cores; tests/conftest.py says what stays together, and what begins first.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-slow coverage faults check ui images wheelhouse test-containers gpu-check clean help
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.imports import ROOT
-
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
     from tests.exported import Exported
 
 # The first example of a test may import a slow library, and CI machines are busy.
@@ -23,24 +24,49 @@ os.environ.pop("BIOTUNE_RUNTIME", None)
 # Tests run side by side, one to a core; and the number of threads decides the last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-SHARED = ("clone", "pipeline", "alone", "exported", "prepared")
-"""Fixtures that take long to make: the tests of each stay together, and begin first."""
+TOGETHER = (
+    ("tests/end_to_end/test_dvc_repro.py",),
+    ("tests/faults/",),
+    tuple(
+        f"tests/stages/test_{stage}.py"
+        for stage in ("prepare", "search", "finetune", "evaluate", "export")
+    ),
+    (
+        "tests/biotune/deployment/",
+        "tests/biotune/serving/",
+        "tests/pipeline/test_variants.py",
+        "tests/pipeline/test_verification.py",
+        "tests/end_to_end/",
+    ),
+)
+"""What shares a fixture that takes long to make, or must not run beside itself: one process runs
+each, from the start. Every other file is for whichever process is free."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def _group(nodeid: str) -> int | str:
+    """The number of the group that a test is in, or its file."""
+    path = nodeid.partition("::")[0]
+    numbers = (n for n, begins in enumerate(TOGETHER) if path.startswith(begins))
+    return next(numbers, path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests that must not be torn apart: by a shared fixture, else by file."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: (*SHARED, _group(item)).index(_group(item)))
+    """Groups first: they take longest."""
+    last = len(TOGETHER)
+    numbered = {item: _group(item.nodeid) for item in items}
+    items.sort(key=lambda item: n if isinstance(n := numbered[item], int) else last)
 
 
-def _group(item: pytest.Item) -> str:
-    """The first of the shared fixtures that it uses, or its file."""
-    used = getattr(item, "fixturenames", ())
-    shared = (name for name in SHARED if name in used)
-    return next(shared, item.path.relative_to(ROOT).as_posix())
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Side by side by group, whatever ``--dist`` says."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(_group(nodeid))
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(autouse=True)

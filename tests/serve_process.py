@@ -34,7 +34,7 @@ class Reply:
 
 @dataclass
 class ServeProcess:
-    """One server; a context manager that kills what is left at the end."""
+    """One server; a context manager that ends it."""
 
     model: Path
     options: tuple[str, ...] = ()
@@ -58,8 +58,12 @@ class ServeProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.terminate()
+        try:
+            self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate(timeout=30)
 
     def said_until(self, words: str) -> str:
         """Read what it prints; the first line with these words."""

@@ -71,7 +71,6 @@ def test_one_changed_parameter_reruns_just_the_stages_that_it_decides(clone: Clo
         assert ran == {"search", "export"} | ({"finetune", "evaluate"} if found_another else set())
     finally:
         clone.set()
-        clone.repro()
 
 
 def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone: Clone) -> None:

@@ -103,7 +103,7 @@ def test_weights_that_make_every_run_diverge_are_no_score(
     row = injected("weights so large that every run diverges")
     weights = tmp_path / "weights.safetensors"
     tensors = build_backbone(NETWORK, "none", 10).network.state_dict()
-    tensors["blocks.4.0.bn3.weight"][:] = 3e38  # what comes out of it is infinite
+    tensors["blocks.4.0.bn3.bias"][:] = 3e38  # what comes out of it is infinite
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, weights)
     params = write_tiny_params(tmp_path / "my.yaml", model__weights=str(weights))
     run = place.search(params=params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from biotune.finetuning.cost import StepCost, step_cost
 from pipeline.params import load_params
 from pipeline.presets import PRESETS, preset_names
 from stages import cli
+from tests.tiny import NETWORK
 
 WIDE = {"COLUMNS": "200"}
 STAGES = ("prepare", "search", "finetune", "evaluate", "export")
@@ -38,16 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@cache
-def _timed(backbone: str, image_size: int, batch_size: int, compute: Compute) -> StepCost:
-    return step_cost(backbone, 10, image_size, batch_size, compute)
-
-
-def cost_of_a_network(
+def cost_of_a_toy(
     backbone: str, classes: int, image_size: int, batch_size: int, compute: Compute
 ) -> StepCost:
-    """Timed once for all presets: they have one network, and differ in their classes."""
-    return _timed(backbone, image_size, batch_size, compute)
+    """In the place of the presets' networks, which take minutes to be timed."""
+    return step_cost(NETWORK, classes, 32, 8, compute)
 
 
 def test_there_is_one_for_each_of_the_papers_sets_and_one_for_own_images() -> None:
@@ -90,7 +85,7 @@ def test_a_paper_preset_is_the_published_setting(name: str) -> None:
 def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.dry_run.step_cost", cost_of_a_network)
+    monkeypatch.setattr("pipeline.dry_run.step_cost", cost_of_a_toy)
     before = sorted(folder.rglob("*"))
     for stage in STAGES:
         command = [stage, "--params", str(PRESETS / f"{name}.yaml"), "--dry-run"]
@@ -100,6 +95,7 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
     params = str(PRESETS / "paper-flowers102.yaml")
     result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"], env=WIDE)
