@@ -32,6 +32,7 @@ TOGETHER = (
         for stage in ("prepare", "search", "finetune", "evaluate", "export")
     ),
     (
+        "tests/biotune/commands/",
         "tests/biotune/deployment/",
         "tests/biotune/serving/",
         "tests/pipeline/test_variants.py",
