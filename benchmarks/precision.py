@@ -26,7 +26,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from benchmarks.reporting import describe_machine, markdown_table, one_line
+from benchmarks.reporting import check_device, describe_machine, markdown_table, one_line
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.freezing import apply_plan, set_training_mode
@@ -121,7 +121,9 @@ def measure(device: str, network: str, trained: str, size: int, steps: int) -> d
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+@click.option(
+    "--device", default="cpu", show_default=True, callback=check_device, help="cpu, cuda or cuda:1."
+)
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(NETWORKS)))
 @click.option("--image-size", type=click.IntRange(32), help="Pixels, instead of each one's own.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1))

@@ -60,6 +60,26 @@ def prepare_digits(folder: Path, image_size: int, images: int) -> PreparedImages
     )
 
 
+def check_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
+    """A click callback: a torch device that is there.
+
+    Raises:
+        click.BadParameter: for any other.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise click.BadParameter(f"{device!r} is no device: cpu, cuda or cuda:1") from error
+    if kind.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"{device!r} is not measured: cpu, cuda or cuda:1")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(
+            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, there is no "
+            f"{device}; give --device cpu"
+        )
+    return device
+
+
 def one_line(figures: Mapping[str, object]) -> str:
     """Such as the machine, or a command's options."""
     return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in figures.items())

@@ -196,7 +196,7 @@ def _verify(
         name: {
             **_compared(answers.probabilities[name], np.concatenate(batches), originals.labels),
             **{
-                size: {batch: asdict(one) for batch, one in by_batch.items()}
+                size: {batch: asdict(agreement) for batch, agreement in by_batch.items()}
                 for size, by_batch in answers.at_sizes[name].items()
             },
         }
@@ -245,7 +245,10 @@ def _check_agreement(params: Params, figures: Mapping[str, Any], metrics: Path) 
 
 
 def _write_samples(folder: Path, predictors: Mapping[str, Predictor], answers: Answers) -> None:
-    said = {one.path.name: one.probabilities(answers.samples) for one in predictors.values()}
+    said = {
+        predictor.path.name: predictor.probabilities(answers.samples)
+        for predictor in predictors.values()
+    }
     write_samples(folder / SAMPLES_FILE, list(answers.samples), said)
 
 

@@ -167,11 +167,15 @@ def ask(
         groups = InOrder[Rows](threads, 2 * workers, _MEMORY)
         for window in _windows(len(originals), _WINDOW):
             loaded = [(index, originals.load(index)) for index in window]
-            digests += [originals.digest(*one) for one in loaded]
-            samples |= {i: thumbnail(one, _SAMPLE_PIXELS) for i, one in loaded if i in sampled}
+            digests += [originals.digest(index, image) for index, image in loaded]
+            samples |= {
+                index: thumbnail(image, _SAMPLE_PIXELS)
+                for index, image in loaded
+                if index in sampled
+            }
             decoded = [image for _, image in loaded]
             windows.put(_bytes(decoded), _at_all_batch_sizes, predictors, decoded)
-            waiting += [one for one in loaded if one[0] in sized]
+            waiting += [(index, image) for index, image in loaded if index in sized]
             last = window[-1] == len(originals) - 1
             while len(waiting) >= _WINDOW or (last and waiting):
                 group, waiting = waiting[:_WINDOW], waiting[_WINDOW:]

@@ -25,7 +25,7 @@ from benchmarks.gpu import (
 )
 from benchmarks.gpu.running import Section, as_markdown, run_sections
 from benchmarks.gpu.setting import FULL, TINY, Setting
-from benchmarks.reporting import describe_machine, one_line, options_of_command
+from benchmarks.reporting import check_device, describe_machine, one_line, options_of_command
 from biotune.files import put_file, scratch_beside
 
 SECTIONS: Final[Mapping[str, Section]] = {
@@ -42,20 +42,11 @@ SECTIONS: Final[Mapping[str, Section]] = {
 
 
 def describe_device(device: str) -> dict[str, str]:
-    """The machine, and its GPU where that is what is used.
-
-    Raises:
-        click.BadParameter: if it is not there.
-    """
+    """The machine, and its GPU where that is what is used."""
     machine = describe_machine()
     kind = torch.device(device)
     if kind.type == "cpu":
         return machine
-    if not torch.cuda.is_available() or (kind.index or 0) >= torch.cuda.device_count():
-        raise click.BadParameter(
-            f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices, there is no "
-            f"{device}; give --device cpu --tiny to try the check itself"
-        )
     properties = torch.cuda.get_device_properties(kind)
     return machine | {
         "gpu": properties.name,
@@ -98,7 +89,13 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1 or cpu.")
+@click.option(
+    "--device",
+    default="cuda",
+    show_default=True,
+    callback=check_device,
+    help="cuda, cuda:1 or cpu.",
+)
 @click.option("--tiny", is_flag=True, help="The same in small, to try the check itself.")
 @click.option(
     "--section",

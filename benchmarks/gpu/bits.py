@@ -50,7 +50,9 @@ def _compare(setting: Setting, network: Network, precision: Precision) -> list[R
     for number, plan in enumerate(draw_plans(blocks, 1, len(blocks) // 2)):
         task = TrainingTask(plan, number, settings)
         # The cached one fills its cache in the first run, and finds it full in the second.
-        runs = [one.train(task, keep_best=True) for one in (cached, uncached, cached, uncached)]
+        runs = [
+            trainer.train(task, keep_best=True) for trainer in (cached, uncached, cached, uncached)
+        ]
         rows.append(
             {
                 "network": network.name,

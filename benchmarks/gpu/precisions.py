@@ -26,7 +26,9 @@ def run(setting: Setting) -> Findings:
     """Time every variant, all blocks trained."""
     deadline = time.monotonic() + setting.limit - RESERVE
     findings = Findings()
-    networks = [one for one in setting.sizes.networks if one.name in setting.sizes.compiled]
+    networks = [
+        network for network in setting.sizes.networks if network.name in setting.sizes.compiled
+    ]
     say(f"compiling {', '.join(network.name for network in networks)}, side by side")
     compiling = {network: _Compiling(setting, network) for network in networks}
     for network in setting.sizes.networks:

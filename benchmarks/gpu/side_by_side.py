@@ -46,14 +46,14 @@ def _measure(setting: Setting, network: Network, workers: list[ProcessPoolExecut
     prepared = setting.prepared(network.image_size)
     compute = compute_of("auto", network.name, setting.device)
     say(f"{network}: starting {len(workers)} processes")
-    for started in [one.submit(_start, prepared, network, compute) for one in workers]:
+    for started in [worker.submit(_start, prepared, network, compute) for worker in workers]:
         started.result()
     rates: dict[int, list[float]] = {count: [] for count in setting.sizes.trainings}
     peaks: dict[int, float] = {}
     for turn in range(ROUNDS):
         for count in sorted(rates, reverse=bool(turn % 2)):
             say(f"{network}: {count} side by side")
-            runs = [one.submit(_train, network.batch_size) for one in workers[:count]]
+            runs = [worker.submit(_train, network.batch_size) for worker in workers[:count]]
             begins, ends, memory = zip(*(run.result() for run in runs), strict=True)
             images = setting.sizes.images * EPOCHS * count
             rates[count].append(images / (max(ends) - min(begins)))

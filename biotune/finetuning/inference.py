@@ -104,5 +104,7 @@ def _holds_prefix(deep: Trained, network: Trained) -> bool:
 
 
 def _are_equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+    tensors, others = first.state_dict(), second.state_dict()
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensors[name], others[name]) for name in tensors
+    )
