@@ -7,7 +7,7 @@ from pathlib import Path
 
 from biotune.data import DigitsSource, PreparedImages, prepare_images
 from biotune.deployment.export import export_onnx
-from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer, TrainingTask
@@ -46,7 +46,9 @@ def export_digits(folder: Path) -> Exported:
     plan = FineTunePlan({b: 5.0 if b in trained else None for b in trainer.backbone.blocks})
     with one_thread():  # the same network whichever test is first to ask for it
         trainer.train(TrainingTask(plan, 0, TrainingSettings(6, 6, 10, 0.001)))
-    backbone = trainer.backbone
+    # As the finetune stage leaves it: without the layers that it was trained by on a CPU.
+    backbone = build_backbone("efficientnet_lite0", "imagenet", len(prepared.classes))
+    backbone.network.load_state_dict(trainer.backbone.network.state_dict())
     card = ModelCard(
         backbone=backbone.name,
         classes=CLASSES,
