@@ -38,6 +38,9 @@ class Classifier(nn.Module):
     def __init__(self, backbone: Backbone, image_size: int) -> None:
         super().__init__()
         self.network = backbone.network.cpu().eval()
+        for module in self.network.modules():
+            if getattr(module, "inplace", False):  # of no use here, and a fifth of export's time
+                module.inplace = False
         self._mean, self._std = backbone.mean, backbone.std
         self._size = image_size
 
