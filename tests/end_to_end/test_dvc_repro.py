@@ -13,6 +13,8 @@ from biotune.finetuning.backbones import block_sizes
 from tests.checkout import Clone, make_clone
 from tests.tiny import BLOCKS, NETWORK, PICTURES, tiny_params
 
+pytestmark = pytest.mark.timeout(1800)  # the first runs all stages, on a machine with other work
+
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
