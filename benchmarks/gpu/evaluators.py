@@ -37,7 +37,7 @@ def run(setting: Setting) -> Findings:
         "time; ratios are the median over plans, each trained by all levers in turns. No run "
         "stops early. Every lever is in a process of its own.",
         "The naive evaluator's convolutions on a GPU are in tf32, torch's default, and so is all "
-        "of the next two levers; `precision` is what `auto` chooses.",
+        "of the next two levers; `our layers, precision` is what `auto` chooses.",
     ]
     return findings
 
