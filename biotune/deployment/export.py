@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = backbone.network.cpu().eval()
         for module in self.network.modules():
-            if getattr(module, "inplace", False):  # of no use here, and a fifth of export's time
+            if getattr(module, "inplace", False):  # of no use here, and a fifth of its time
                 module.inplace = False
         self._mean, self._std = backbone.mean, backbone.std
         self._size = image_size
