@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         self.network = backbone.network.cpu().eval()
         for module in self.network.modules():
             if getattr(module, "inplace", False):  # of no use here, and a fifth of its time
-                module.inplace = False
+                module.inplace = False  # type: ignore[assignment]  # a flag, no buffer
         self._mean, self._std = backbone.mean, backbone.std
         self._size = image_size
 
