@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.reporting import describe_machine, markdown_table, one_line
-from biotune.data import ImageFolderSource, prepare_images, reading  # noqa: F401  loads torch
+from biotune.images import ImageFolderSource, prepare_images, reading  # noqa: F401  loads torch
 
 WIDTH, HEIGHT = 500, 375
 

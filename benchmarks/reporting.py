@@ -11,11 +11,12 @@ from typing import Final, cast
 import click
 import torch
 
-from biotune.data import PreparedImages, prepare_images
-from biotune.data.sources import DigitsSource
+from biotune.data import PreparedImages
 from biotune.finetuning.backbones import convolution_family
 from biotune.finetuning.compute import Compute, Precision
 from biotune.finetuning.hardware import fastest_precision
+from biotune.images import prepare_images
+from biotune.images.sources import DigitsSource
 
 PRECISIONS: Final = ("auto", "fp32", "bf16")
 """What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""

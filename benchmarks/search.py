@@ -35,11 +35,11 @@ from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
-from pipeline import evolve as loop
-from pipeline.compute import resolve_compute, training_settings
+from pipeline.evolving import loop
+from pipeline.evolving.racing import Race, start_race
 from pipeline.params import Params, load_params
-from pipeline.racing import Race, start_race
-from pipeline.runs import TrainingRun
+from pipeline.trials.machine import resolve_compute, training_settings
+from pipeline.trials.runs import TrainingRun
 
 MODES: dict[str, bool] = {"full": False, "racing": True}
 CACHE_BYTES = 1_000_000_000

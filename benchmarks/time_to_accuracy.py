@@ -24,8 +24,8 @@ from benchmarks.reporting import describe_machine, markdown_table, one_line
 from biotune.finetuning.compute import keep_freed_memory
 from biotune.finetuning.fitness import Trainer
 from biotune.plan import FineTunePlan
-from pipeline.compute import resolve_compute, training_settings
 from pipeline.params import load_params
+from pipeline.trials.machine import resolve_compute, training_settings
 
 CACHE_BYTES = 1_000_000_000
 

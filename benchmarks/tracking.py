@@ -23,9 +23,10 @@ import click
 import numpy as np
 
 from benchmarks.reporting import describe_machine, markdown_table, one_line
-from pipeline import prepare, search, sync, tracking
+from pipeline import prepare, search, sync
 from pipeline.params import Params, load_params
-from pipeline.sender import Sender
+from pipeline.tracking import stage_run
+from pipeline.tracking.sender import Sender
 
 MODES = ("off", "own file", "dead server")
 DEAD = "http://127.0.0.1:9"
@@ -40,7 +41,7 @@ class NoTracking:
 
 @contextmanager
 def no_tracking(*_: object) -> Iterator[Any]:
-    """Instead of :func:`pipeline.tracking.tracked_stage`."""
+    """Instead of :func:`pipeline.tracking.stage_run.tracked_stage`."""
     yield NoTracking()
 
 
@@ -95,7 +96,7 @@ def sent_later(home: Path) -> int:
 
     os.environ["MLFLOW_TRACKING_URI"] = ""
     sync.run()
-    client = MlflowClient(tracking.tracking_uri(home))
+    client = MlflowClient(stage_run.tracking_uri(home))
     everywhere = [one.experiment_id for one in client.search_experiments()]
     return len(client.search_runs(everywhere, "tags.`biotune.kind` = 'genome'", max_results=5000))
 

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 from benchmarks.reporting import markdown_table
-from biotune.data import DigitsSource, prepare_images
 from biotune.evolution import Genome, decode
 from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import TrainingSettings
+from biotune.images import DigitsSource, prepare_images
 from pipeline import search
-from pipeline.compute import resolve_compute
-from pipeline.executors import TrainerSetup, WorkerPool
 from pipeline.params import Params, load_params
-from pipeline.side_by_side import resolve_workers
+from pipeline.trials.machine import resolve_compute
+from pipeline.trials.pool import TrainerSetup, WorkerPool
+from pipeline.trials.side_by_side import resolve_workers
 
 CACHE_BYTES = 1_000_000_000
 

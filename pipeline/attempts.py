@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.executors import Attempt
-from pipeline.outputs import csv_text
-from pipeline.store import EvaluationStore
-from pipeline.tracking import StageRun
+from pipeline.artifacts import csv_text
+from pipeline.tracking.stage_run import StageRun
+from pipeline.trials.pool import Attempt
+from pipeline.trials.store import EvaluationStore
 
 
 class Attempts(list[Attempt]):
-    """What :class:`~pipeline.executors.WorkerPool` tells of."""
+    """What :class:`~pipeline.trials.pool.WorkerPool` tells of."""
 
     def __init__(self, store: EvaluationStore) -> None:
         super().__init__()

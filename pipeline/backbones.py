@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from biotune.finetuning.architectures import architecture, torchvision_names
 from biotune.finetuning.backbones import block_sizes, convolution_family
-from pipeline.console import percent, print_table
+from pipeline.reporting.console import percent, print_table
 
 OF_THE_PAPER = ("resnet50", "densenet121", "vgg19", "inception_v3")
 CLASSES = 10

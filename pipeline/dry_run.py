@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from biotune.data.prepared import DATASET_FILE, PreparedImages
-from biotune.data.reading import read_image
-from biotune.data.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
 from biotune.data.splits import SPLITS, assign_splits, stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.cost import StepCost, step_cost
 from biotune.finetuning.fitness import FOLD_SEED
-from pipeline.compute import check_training, describe, resolve_compute
-from pipeline.confirmation import CONFIRMATION_SEEDS
-from pipeline.console import print_table
-from pipeline.evolve import new_search
+from biotune.images.reading import read_image
+from biotune.images.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
+from pipeline.evolving.confirmation import CONFIRMATION_SEEDS
+from pipeline.evolving.loop import new_search
 from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
-from pipeline.side_by_side import resolve_workers
+from pipeline.reporting.console import print_table
+from pipeline.trials.machine import check_training, describe, resolve_compute
+from pipeline.trials.side_by_side import resolve_workers
 
 PROCESS_BYTES = 600_000_000
 """What a worker takes before it has a network: Python, torch, and their libraries, as measured."""

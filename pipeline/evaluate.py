@@ -25,13 +25,13 @@ from biotune.finetuning.metrics import (
     mean_interval,
 )
 from biotune.finetuning.training import ImageSubset
-from pipeline.compute import resolve_device
-from pipeline.console import percent, print_plan, print_table
+from pipeline.artifacts import check_writable, write_csv, write_json
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params
-from pipeline.side_by_side import resolve_workers, single_threads
-from pipeline.tracking import tracked_stage
+from pipeline.reporting.console import percent, print_plan, print_table
+from pipeline.tracking.stage_run import tracked_stage
+from pipeline.trials.machine import resolve_device
+from pipeline.trials.side_by_side import resolve_workers, single_threads
 
 
 @dataclass(frozen=True)

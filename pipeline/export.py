@@ -35,19 +35,25 @@ from biotune.finetuning.compute import Compute, keep_freed_memory
 from biotune.finetuning.feature_cache import cut_of
 from biotune.finetuning.inference import Trained, predict_each
 from biotune.finetuning.training import ImageSubset
-from pipeline.console import percent, print_table
+from pipeline.artifacts import (
+    check_writable,
+    folder_written_beside,
+    read_json,
+    read_rows,
+    write_json,
+)
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
-from pipeline.lineage import lineage
-from pipeline.model_card import CardFacts, model_card
-from pipeline.outputs import check_writable, folder_written_beside, read_json, read_rows, write_json
 from pipeline.params import Params
 from pipeline.prepare import source_of
-from pipeline.registry import Registered, write_mlflow_model
-from pipeline.side_by_side import resolve_workers, single_threads
-from pipeline.tracking import StageRun, tracked_stage
-from pipeline.variants import add_variants
-from pipeline.verification import BATCH_SIZES, SIZES, Answers, Originals, ask, thumbnail
+from pipeline.proof.agreement import BATCH_SIZES, SIZES, Answers, Originals, ask, thumbnail
+from pipeline.proof.card import CardFacts, model_card
+from pipeline.proof.formats import add_variants
+from pipeline.reporting.console import percent, print_table
+from pipeline.tracking.origin import lineage
+from pipeline.tracking.registry import Registered, write_mlflow_model
+from pipeline.tracking.stage_run import StageRun, tracked_stage
+from pipeline.trials.side_by_side import resolve_workers, single_threads
 
 LOCK_FILE: Final = Path(__file__).parents[1] / "requirements.lock"
 

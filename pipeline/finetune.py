@@ -19,23 +19,23 @@ from biotune.finetuning.checkpoints import ModelCard, seed_file
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
-from pipeline.attempts import tracked_attempts
-from pipeline.compute import check_training, describe, resolve_compute, training_settings
-from pipeline.console import percent, print_table
-from pipeline.errors import PipelineError
-from pipeline.executors import TrainerSetup, WorkerPool
-from pipeline.home import biotune_home
-from pipeline.outputs import (
+from pipeline.artifacts import (
     check_writable,
     read_json,
     write_csv,
     write_json,
     written_beside,
 )
+from pipeline.attempts import tracked_attempts
+from pipeline.errors import PipelineError
+from pipeline.home import biotune_home
 from pipeline.params import Params
-from pipeline.side_by_side import resolve_workers
-from pipeline.store import EvaluationStore, shared_inputs
-from pipeline.tracking import TrackedRun, tracked_stage
+from pipeline.reporting.console import percent, print_table
+from pipeline.tracking.stage_run import TrackedRun, tracked_stage
+from pipeline.trials.machine import check_training, describe, resolve_compute, training_settings
+from pipeline.trials.pool import TrainerSetup, WorkerPool
+from pipeline.trials.side_by_side import resolve_workers
+from pipeline.trials.store import EvaluationStore, shared_inputs
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""Where what outlives a run is kept: the evaluation store and MLflow's database and artifacts."""
+"""Where a stage runs: in which container, and where what outlives it is kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
+
+IMAGE_VARIABLE: Final = "BIOTUNE_IMAGE_DIGEST"
+"""Whatever starts a container says here which image it is of."""
 
 
 def biotune_home(start: Path | None = None) -> Path:

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from biotune.data.sources import SOURCES
+from biotune.images.sources import SOURCES
 
 
 class ParamsError(ValueError):

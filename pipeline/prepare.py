@@ -8,11 +8,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from biotune.data.prepared import PreparedImages
-from biotune.data.preparing import prepare_images
-from biotune.data.sources import ImageSource, LabelTable, open_source
 from biotune.data.splits import SPLITS
-from pipeline.console import print_table
+from biotune.images.preparing import prepare_images
+from biotune.images.sources import ImageSource, LabelTable, open_source
 from pipeline.params import Params
+from pipeline.reporting.console import print_table
 
 SHOWN_REASONS = 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline.outputs import written_beside
+from pipeline.artifacts import written_beside
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,21 +14,21 @@ from biotune.data.prepared import PreparedImages
 from biotune.data.splits import stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.fitness import FOLD_SEED
+from pipeline.artifacts import check_writable, write_csv, write_json
 from pipeline.attempts import tracked_attempts
-from pipeline.compute import check_training, describe, resolve_compute
-from pipeline.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
-from pipeline.console import percent, print_plan, print_table
-from pipeline.evolve import EvaluatedCandidate, SearchResult, evolve, new_search
-from pipeline.executors import TrainerSetup, WorkerPool
+from pipeline.evolving.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
+from pipeline.evolving.loop import EvaluatedCandidate, SearchResult, evolve, new_search
 from pipeline.home import biotune_home
-from pipeline.outputs import check_writable, write_csv, write_json
 from pipeline.params import Params, SearchParams
-from pipeline.plots import search_figures
-from pipeline.runs import TrainingRuns
-from pipeline.side_by_side import resolve_workers
-from pipeline.store import EvaluationStore, shared_inputs
-from pipeline.tables import confirmation_row, evaluation_row, tracked_genome
-from pipeline.tracking import StageRun, tracked_stage
+from pipeline.reporting.console import percent, print_plan, print_table
+from pipeline.reporting.plots import search_figures
+from pipeline.reporting.rows import confirmation_row, evaluation_row, tracked_genome
+from pipeline.tracking.stage_run import StageRun, tracked_stage
+from pipeline.trials.machine import check_training, describe, resolve_compute
+from pipeline.trials.pool import TrainerSetup, WorkerPool
+from pipeline.trials.runs import TrainingRuns
+from pipeline.trials.side_by_side import resolve_workers
+from pipeline.trials.store import EvaluationStore, shared_inputs
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         runs = TrainingRuns(store, pool)
         result = evolve(section, tuple(sizes), runs, progress.evaluated, progress.confirmed)
         headline = _headline(result, sum(sizes.values()))
-        _write(result, files, sum(sizes.values()), headline)
+        evaluations = _write(result, files, sum(sizes.values()), headline)
         tracked.metrics(headline)
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
-        tracked.figures(lambda: search_figures(result.evaluated))
+        tracked.figures(lambda: search_figures(evaluations))
     _print_summary(result, sizes, section, headline)
     for one in attempts:
         print(f"Tried again: seed {one.task.seed} of {one.task.plan}, because of {one.reason}")
@@ -140,7 +141,8 @@ class _Progress:
 
 def _write(
     result: SearchResult, files: SearchFiles, total: int, headline: Mapping[str, float]
-) -> None:
+) -> list[dict[str, Any]]:
+    """Write all files; the rows of ``evaluations.csv``."""
     evaluations = [evaluation_row(one, total) for one in result.evaluated]
     write_csv(files.evaluations, evaluations, list(evaluations[0]))
     confirmations = [confirmation_row(one, total) for one in result.confirmations]
@@ -161,6 +163,7 @@ def _write(
             },
         },
     )
+    return evaluations
 
 
 def _headline(result: SearchResult, total: int) -> dict[str, float]:

@@ -8,13 +8,13 @@ from typing import Final, NoReturn
 
 from tqdm import tqdm
 
-from pipeline.console import print_table
-from pipeline.database import destination
-from pipeline.delivery import Delivery, is_away
 from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
-from pipeline.spool import left_behind
-from pipeline.tracking import tracking_uri
+from pipeline.reporting.console import print_table
+from pipeline.tracking.database import destination
+from pipeline.tracking.delivery import Delivery, is_away
+from pipeline.tracking.spool import left_behind
+from pipeline.tracking.stage_run import tracking_uri
 
 PAUSES: Final = (0.5, 1.0, 2.0)
 """Seconds before a spool that failed is tried again."""

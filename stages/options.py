@@ -91,7 +91,7 @@ class ContainedCommand(StageCommand):
         Raises:
             PipelineError: if it cannot.
         """
-        from pipeline.containers import hand_over
+        from pipeline.containers.hand_over import hand_over
 
         paths = {True: list[Path](), False: list[Path]()}
         for option in self.params:

@@ -16,7 +16,7 @@ def main(ctx: click.Context, port: int) -> None:
       biotune ui
       biotune ui --port 5001
     """
-    from pipeline.ui import serve
+    from pipeline.tracking.ui import serve
 
     ctx.exit(serve(port))
 

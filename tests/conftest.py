@@ -35,8 +35,8 @@ TOGETHER = (
         "tests/biotune/commands/",
         "tests/biotune/deployment/",
         "tests/biotune/serving/",
-        "tests/pipeline/test_variants.py",
-        "tests/pipeline/test_verification.py",
+        "tests/pipeline/proof/test_formats.py",
+        "tests/pipeline/proof/test_agreement.py",
         "tests/end_to_end/",
     ),
 )

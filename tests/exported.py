@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from biotune.data import DigitsSource, PreparedImages, prepare_images
+from biotune.data import PreparedImages
 from biotune.deployment.export import export_onnx
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import TrainingSettings
+from biotune.images import DigitsSource, prepare_images
 from biotune.plan import FineTunePlan
 from tests.threads import one_thread
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from biotune.data import DigitsSource
 from biotune.data.prepared import describe_file
 from biotune.deployment.bundle import write_samples
 from biotune.deployment.predictor import Predictor
+from biotune.images import DigitsSource
 from tests.exported import Exported
 from tests.imports import ROOT
 

@@ -10,11 +10,11 @@ import pytest
 
 from biotune.finetuning.compute import Compute
 from pipeline.attempts import tracked_attempts
-from pipeline.executors import Attempt, LostWorkerError
 from pipeline.params import Params
-from pipeline.spool import left_behind
-from pipeline.store import EvaluationStore, shared_inputs
-from pipeline.tracking import tracked_stage
+from pipeline.tracking.spool import left_behind
+from pipeline.tracking.stage_run import tracked_stage
+from pipeline.trials.pool import Attempt, LostWorkerError
+from pipeline.trials.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import task
 
 

@@ -8,7 +8,7 @@ from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.runs import TrainingRun
+from pipeline.trials.runs import TrainingRun
 
 BLOCKS = ("stem", "middle", "top", "head")
 

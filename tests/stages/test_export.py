@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from biotune.data import DigitsSource
 from biotune.deployment.predictor import Predictor
+from biotune.images import DigitsSource
 from stages import cli
 from stages.export import main
 from tests.imports import ROOT
@@ -185,7 +185,7 @@ def test_a_model_that_disagrees_is_not_written_and_the_figures_are(
 def test_a_smaller_form_is_kept_only_if_it_is_accurate_enough_and_the_reason_is_said(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.variants as stage
+    import pipeline.proof.formats as stage
 
     # The model's accuracy, int8's, fp16's: just what is allowed, but for the rounding of quotients.
     found = iter([0.99, 0.975, 0.98])

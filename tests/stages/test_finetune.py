@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from biotune.finetuning.checkpoints import load_model
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.training import ImageSubset, predict_probabilities
-from pipeline.executors import Attempt, LostWorkerError, WorkerPool
+from pipeline.trials.pool import Attempt, LostWorkerError, WorkerPool
 from stages import evaluate
 from stages.finetune import main
 from tests.stages.conftest import Pipeline
@@ -93,7 +93,7 @@ def test_a_recipe_that_won_is_trained_once_as_the_winner(
 def test_a_folder_of_other_things_is_not_replaced_by_weights(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.executors.WorkerPool.submit", pytest.fail)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.submit", pytest.fail)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     result = CliRunner().invoke(main, ["--seeds", str(tmp_path / "mine")])
@@ -121,7 +121,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_training(
     text: str | None,
     expected: str,
 ) -> None:
-    monkeypatch.setattr("pipeline.executors.WorkerPool.submit", pytest.fail)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.submit", pytest.fail)
     plan = tmp_path / "plan.json"
     if text is not None:
         plan.write_text(text)
@@ -141,7 +141,7 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
     def diverges(_: object, tasks: object) -> object:
         return [(task, LearningCurve((), (), (), 1, "diverged", 0.0)) for task, *_ in tasks]  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("pipeline.executors.WorkerPool.train", diverges)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.train", diverges)
     params = write_tiny_params(tmp_path / "my.yaml")
     model, seeds = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "seeds"
     command = ["--params", str(params), "--model", str(model), "--seeds", str(seeds)]

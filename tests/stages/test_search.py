@@ -76,7 +76,7 @@ def test_a_second_search_trains_nothing_and_finds_the_same_byte_for_byte(
     def no_training(*_: object) -> None:
         raise AssertionError("everything is in the store")
 
-    monkeypatch.setattr("pipeline.executors.WorkerPool.submit", no_training)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.submit", no_training)
     names = ("best_plan.json", "evaluations.csv", "confirmations.csv", "metrics.json")
     options = ("--best-plan", "--evaluations", "--confirmations", "--metrics")
     words = [
@@ -112,7 +112,7 @@ def test_bad_params_are_one_message_before_any_training(
     changes: dict[str, object],
     expected: str,
 ) -> None:
-    monkeypatch.setattr("pipeline.executors.WorkerPool.submit", pytest.fail)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.submit", pytest.fail)
     params = write_tiny_params(tmp_path / "my.yaml", **changes)
     best = tmp_path / "best.json"
     result = CliRunner().invoke(main, ["--params", str(params), "--best-plan", str(best)])
@@ -125,7 +125,7 @@ def test_bad_params_are_one_message_before_any_training(
 def test_a_place_that_cannot_be_written_to_is_said_before_any_training(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.executors.WorkerPool.submit", pytest.fail)
+    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.submit", pytest.fail)
     (tmp_path / "file").touch()
     result = CliRunner().invoke(main, ["--best-plan", str(tmp_path / "file" / "best.json")])
     assert result.exit_code == 1

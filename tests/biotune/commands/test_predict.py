@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from biotune.commands.group import main
-from biotune.data import DigitsSource
 from biotune.deployment.predictor import Predictor
+from biotune.images import DigitsSource
 from tests.exported import Exported
 
 

@@ -17,16 +17,14 @@ import numpy as np
 import pytest
 
 import biotune
-from biotune.data import (
+from biotune.data import PreparedImages, Rejected, UnusableImageError
+from biotune.data.splits import SPLITS
+from biotune.images import (
     DigitsSource,
-    PreparedImages,
-    Rejected,
     TooManyRejectedError,
-    UnusableImageError,
     prepare_images,
     reading,  # here, so that no test measures the memory of its imports
 )
-from biotune.data.splits import SPLITS
 
 FILES = ["dataset.json", "images.npy", "rejected.csv", "samples.csv"]
 
@@ -196,7 +194,7 @@ def test_a_killed_process_leaves_the_old_dataset_intact(tmp_path):
     before = contents(prepare(tmp_path / "prepared").folder)
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from biotune.data import DigitsSource, prepare_images\n"
+        "from biotune.images import DigitsSource, prepare_images\n"
         "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "prepare_images(DigitsSource(), Path(sys.argv[1]), image_size=8, train_images=300,\n"
         "               validation_images=300, seed=0, on_image=kill)"
@@ -210,7 +208,7 @@ def test_a_killed_process_leaves_the_old_dataset_intact(tmp_path):
 def test_a_second_one_of_the_same_folder_is_told_so_and_the_first_is_whole(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from biotune.data import DigitsSource, prepare_images\n"
+        "from biotune.images import DigitsSource, prepare_images\n"
         "wait = lambda: print('half', flush=True) or sys.stdin.readline()\n"
         "prepare_images(DigitsSource(), Path(sys.argv[1]), image_size=8, train_images=300,\n"
         "               validation_images=300, seed=0, on_image=wait)"

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from biotune.commands.group import main
-from biotune.data import DigitsSource
 from biotune.data.prepared import describe_file
 from biotune.deployment.bundle import check_bundle, write_samples
 from biotune.deployment.predictor import Predictor
+from biotune.images import DigitsSource
 
 
 @pytest.fixture

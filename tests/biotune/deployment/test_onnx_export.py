@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import biotune
-from biotune.data import DigitsSource
 from biotune.deployment.export import Classifier
 from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.images import DigitsSource
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from PIL import Image
 
-from biotune.data import DigitsSource
 from biotune.data.decoding import UnusableImageError
 from biotune.deployment.inputs import find_images
 from biotune.deployment.predictor import Predictor
 from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.images import DigitsSource
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from biotune.data import DigitsSource
 from biotune.deployment.predictor import Predictor
 from biotune.deployment.verify import Agreement, compare, prepared_by_torch
 from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.images import DigitsSource
 
 FIRST = np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
 

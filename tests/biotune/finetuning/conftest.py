@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from biotune.data import DigitsSource, prepare_images
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import Trainer
+from biotune.images import DigitsSource, prepare_images
 from tests import threads
 
 

@@ -1,0 +1,1 @@
+"""A stage in a container of its own."""

@@ -1,0 +1,1 @@
+"""What decides: candidates in, results out, and no files or processes."""

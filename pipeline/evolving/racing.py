@@ -1,0 +1,265 @@
+"""Who is hopeless: when a candidate gets no further seeds, and a run no further epochs.
+
+A candidate of a later generation has to beat an elite, or it changes nothing. What it needs is
+frozen before its batch is asked for, so neither order nor number of workers matters:
+
+- *seeds*: the next training seed is only run while the optimistic bound of the candidate's fitness
+  reaches what it needs. How far a mean of few seeds is from the mean of all is known from this
+  search's own candidates.
+- *epochs*: a run stops when its curve would need a better end than the median of this search's own
+  good curves had.
+
+And no more candidates of a batch get further seeds than can change anything, by their first one:
+see :func:`deserve_all_seeds`. That is all that holds for the first generation, whose runs all go to
+their end.
+
+A stopped candidate ranks after every finished one, and is not confirmed; only the best recipe is in
+any case. Its fitness, which the extinction factors take, is what it would probably have come to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from biotune.evolution.candidate import Candidate
+from biotune.finetuning.fitness import TrainingTask, evaluate
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.plan import Evaluation
+from pipeline.trials.runs import TrainingRun
+
+SEED_OPTIMISM = 0.1
+"""Standard deviations that a mean of few seeds is granted to be too poor by.
+
+Chosen, with the median of the forecasts, on searches with other seeds than any benchmark's (100 and
+101; digits at 32 px, three training seeds, the surgical scan): against full searches these take 2.8
+times fewer CPU seconds; .25 and the .4 quantile take 2.4 times fewer and found nothing better."""
+
+LEAST_SLOPE = 0.2
+"""Of a forecast; fewer than twenty curves may by chance show none."""
+
+FIRST_STOP = 2
+"""Epochs that every run is given: before, its validation score says too little."""
+
+FEWEST_CURVES = 6
+"""Good runs that must have been recorded before any is stopped."""
+
+SMALLEST_ERROR = 0.002
+"""Added to error rates before they are compared as ratios, so that a perfect score has one; half an
+image in 250."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the error of a run so far says of its error at the end.
+
+    log(end) = slope · log(so far) + offset, by least squares over the runs that this search has
+    recorded. The slope is below one: a run that is ahead of others loses some of its lead. Taking
+    it for one doubles the variance of what is left after three epochs.
+
+    Attributes:
+        slope: in (0, 1].
+        offset: the median of the recorded ones.
+    """
+
+    slope: float
+    offset: float
+
+    def end_after(self, error: float) -> float:
+        """Error at the end of a run that has come to this one."""
+        return math.exp(self.offset + self.slope * math.log(error + SMALLEST_ERROR)) - (
+            SMALLEST_ERROR
+        )
+
+    def most_before(self, needed: float) -> float:
+        """The largest error so far from which a run ends with the error that is needed."""
+        if needed + SMALLEST_ERROR <= 0:
+            return 0.0
+        return math.exp((math.log(needed + SMALLEST_ERROR) - self.offset) / self.slope) - (
+            SMALLEST_ERROR
+        )
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the runs of one batch are held against; see :func:`start_race`.
+
+    Attributes:
+        needed: candidate id → fitness that it must reach; no entry for one that runs in full.
+        seeds: number of training seeds.
+        seed_spread: standard deviation of the logarithm of one seed's error round its candidate's
+            mean; a ratio, because the errors of good candidates also vary less.
+        forecasts: of a run's end after 1, 2, … epochs; None where too little is known.
+    """
+
+    needed: dict[int, float]
+    seeds: int
+    seed_spread: float
+    forecasts: tuple[Forecast | None, ...]
+
+    def enough(self, needed: float, trained: int) -> float:
+        """The mean fitness of this many seeds that may still become ``needed`` over all seeds.
+
+        The mean of k of K seeds lies round the mean of all with variance σ²(K − k)/(kK).
+        """
+        left = (self.seeds - trained) / (trained * self.seeds)
+        factor = math.exp(SEED_OPTIMISM * self.seed_spread * math.sqrt(left))
+        return (needed + SMALLEST_ERROR) * factor - SMALLEST_ERROR
+
+    def deserves_another_seed(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> bool:
+        """Whether these runs' mean, allowing for bad luck, reaches what the candidate needs."""
+        if candidate.id not in self.needed:
+            return True
+        mean = evaluate([run.curve for run in runs]).fitness
+        return mean <= self.enough(self.needed[candidate.id], len(runs))
+
+    def must_reach(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> tuple[float, ...]:
+        """The scores that the candidate's next run must reach, epoch by epoch.
+
+        Args:
+            candidate: any of the batch.
+            runs: those of its earlier seeds, all finished.
+        """
+        if candidate.id not in self.needed:
+            return ()
+        earlier = sum(evaluate([run.curve]).fitness for run in runs)
+        count = len(runs) + 1
+        needed = count * self.enough(self.needed[candidate.id], count) - earlier
+        return tuple(
+            0.0 if one is None else max(0.0, 1 - one.most_before(needed)) for one in self.forecasts
+        )
+
+    def stopped(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> Evaluation:
+        """The evaluation of a candidate that was stopped, with the fitness that it was heading for;
+        no better than what it needed."""
+        errors = [self._expected_error(run.curve) for run in runs]
+        seen = evaluate([replace(run.curve, outcome="finished") for run in runs])
+        fitness = max(float(np.mean(errors)), self.needed[candidate.id])
+        return replace(seen, fitness=fitness, outcome="stopped")
+
+    def _expected_error(self, curve: LearningCurve) -> float:
+        error = 1 - max(curve.validation_score)
+        if curve.outcome == "finished":
+            return error
+        forecast = self.forecasts[len(curve.validation_score) - 1]
+        return error if forecast is None else min(error, forecast.end_after(error))
+
+
+def start_race(
+    batch: Iterable[Candidate],
+    elites: Sequence[Candidate],
+    told: Iterable[tuple[Candidate, Sequence[TrainingRun]]],
+    seeds: int,
+    epochs: int,
+) -> Race | None:
+    """What a batch must reach; None if it runs in full.
+
+    Args:
+        batch: candidates that are about to be trained, of one fold.
+        elites: those that stand now, best first; none while the first generation is scored.
+        told: every candidate that was told before, with its runs.
+        seeds: number of training seeds.
+        epochs: that a run has at most.
+    """
+    batch = list(batch)
+    of_fold = [(one, runs) for one, runs in told if one.fold == batch[0].fold]
+    known = [(one, runs) for one, runs in of_fold if one.finished]
+    comparable = all(elite.fold == batch[0].fold for elite in elites)
+    if not elites or not comparable or not known:
+        return None
+    fitness = {elite.id: elite.fitness for elite in elites}
+    in_full = {candidate.plan for candidate, _ in known}  # costs nothing once more
+    ended = {run.task: run.curve for _, runs in of_fold for run in runs}
+    finished = [curve for curve in ended.values() if curve.outcome == "finished"]
+    return Race(
+        needed={
+            one.id: fitness.get(one.parents[0], math.inf)
+            if one.origin == "exploitation"
+            else max(fitness.values())
+            for one in batch
+            if one.origin != "rescore" and one.plan not in in_full
+        },
+        seeds=seeds,
+        seed_spread=_seed_spread([runs for _, runs in known]),
+        forecasts=tuple(forecast_after(finished, done) for done in range(1, epochs)),
+    )
+
+
+def deserve_all_seeds(
+    batch: Mapping[int, Candidate],
+    first: Mapping[int, Sequence[TrainingRun]],
+    race: Race | None,
+    elites: int,
+) -> set[int]:
+    """Who of a batch may get more than its first training seed; all others are stopped.
+
+    No more than can change anything: of each elite's trials the best, of the offspring as many as
+    there are elites; of the first generation, which has no elites to be held against, one more
+    than there are elites.
+
+    Args:
+        batch: by id.
+        first: candidate id → the run of its first seed.
+        race: None where nothing is known that the batch could be held against.
+        elites: E.
+    """
+    if race is None and any(one.generation for one in batch.values()):
+        return set(batch)
+    scores = {key: evaluate([run.curve for run in runs]) for key, runs in first.items()}
+    finished = [key for key, score in scores.items() if score.outcome == "finished"]
+    order = sorted(finished, key=lambda key: (scores[key].rank_key, key))
+    if race is None:
+        return set(order[: elites + 1])
+    raced = [key for key in order if key in race.needed]
+    best_of = {
+        batch[key].parents[0]: key for key in reversed(raced) if batch[key].origin == "exploitation"
+    }
+    others = [key for key in raced if batch[key].origin != "exploitation"]
+    return {*best_of.values(), *others[:elites], *(set(batch) - set(race.needed))}
+
+
+def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:
+    """Pooled over the candidates; 0 where each has one seed."""
+    groups = [
+        [math.log(1 - max(run.curve.validation_score) + SMALLEST_ERROR) for run in runs]
+        for runs in known
+    ]
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(float(np.var(group)) * len(group) for group in groups)
+    return math.sqrt(squares / freedom) if freedom else 0.0
+
+
+def forecast_after(curves: Sequence[LearningCurve], done: int) -> Forecast | None:
+    """What runs come to after so many epochs, from the better half of these whole curves.
+
+    None before :data:`FIRST_STOP`, or for fewer curves than :data:`FEWEST_CURVES`.
+    """
+    ends = [max(curve.validation_score) for curve in curves]
+    good = [
+        curve
+        for curve, end in zip(curves, ends, strict=True)
+        if end >= np.median(ends) and len(curve.validation_score) > done
+    ]
+    if done < FIRST_STOP or len(good) < FEWEST_CURVES:
+        return None
+    now = _log_errors(max(curve.validation_score[:done]) for curve in good)
+    end = _log_errors(max(curve.validation_score) for curve in good)
+    spread = float(np.var(now))
+    covariance = float(np.mean((now - now.mean()) * (end - end.mean())))
+    slope = min(1.0, max(LEAST_SLOPE, covariance / spread)) if spread else 1.0
+    offsets = end - slope * now
+    return Forecast(slope, float(np.median(offsets)))
+
+
+def _log_errors(scores: Iterable[float]) -> NDArray[np.float64]:
+    return np.log([1 - score + SMALLEST_ERROR for score in scores])
+
+
+def cost_rank(task: TrainingTask) -> tuple[int, int]:
+    """Sorts tasks, the longest first: those that train the earliest blocks, then the most."""
+    trained = [multiplier is not None for multiplier in task.plan.values()]
+    return (trained.index(True), -sum(trained))

@@ -1,0 +1,1 @@
+"""What goes to MLflow, kept on disk until it has arrived."""

@@ -1,0 +1,1 @@
+"""Where training happens, and what of it is kept."""

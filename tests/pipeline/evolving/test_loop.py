@@ -1,0 +1,283 @@
+"""The loop of ask and tell, and the confirmation that decides the winner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.learning_curve import LearningCurve
+from pipeline.evolving.confirmation import Confirmation
+from pipeline.evolving.loop import (
+    EvaluatedCandidate,
+    SearchFailedError,
+    SearchResult,
+    evolve,
+    new_search,
+)
+from pipeline.params import Params, SearchParams
+from tests.pipeline.trainings import BLOCKS, Trainings, curve
+
+
+def run(params: SearchParams, trainings: Trainings) -> SearchResult:
+    told: list[EvaluatedCandidate] = []
+    confirmed: list[Confirmation] = []
+    result = evolve(params, BLOCKS, trainings, told.append, confirmed.append)
+    assert sorted(one.candidate.id for one in told) == [
+        one.candidate.id for one in result.evaluated
+    ]
+    assert set(confirmed) == set(result.confirmations)
+    return result
+
+
+def changed(params: Params, **changes: Any) -> SearchParams:
+    return params.search.model_copy(update=changes)
+
+
+def middle_is_best(task: TrainingTask) -> LearningCurve:
+    """The fewer blocks but the middle one are trained, the better."""
+    others = sum(task.plan[block] is not None for block in BLOCKS if block != "middle")
+    return curve((0.9 if task.plan["middle"] else 0.5) - 0.1 * others)
+
+
+def test_every_planned_candidate_is_evaluated_and_the_best_plan_wins(
+    default_params: Params,
+) -> None:
+    params = changed(default_params, population=8, generations=4)
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
+    assert result.winner.plan.trained_blocks == ("middle",)
+    assert result.winner.evaluation.fitness == pytest.approx(0.1)
+
+
+def test_fitness_is_the_mean_over_all_training_seeds(default_params: Params) -> None:
+    params = changed(default_params, training_seeds=[0, 7], generations=1, racing=False)
+    trainings = Trainings(lambda task: curve(0.8 if task.seed == 7 else 0.4))
+    result = run(params, trainings)
+    assert [one.candidate.fitness for one in result.evaluated] == [
+        pytest.approx(0.4) for _ in result.evaluated
+    ]
+    assert [run.task.seed for run in result.evaluated[0].runs] == [0, 7]
+
+
+def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> None:
+    params = changed(default_params, training_seeds=[0], confirm_top_k=4)
+    lucky = {"stem": 3.0, "middle": 3.0, "top": 3.0, "head": 3.0}
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        if dict(task.plan) == lucky:
+            return curve(0.99 if task.seed == 0 else 0.1)
+        return middle_is_best(task)
+
+    result = run(params, Trainings(answer))
+    best_in_search = min(result.evaluated, key=lambda one: one.candidate.fitness)
+    assert dict(best_in_search.candidate.plan) == lucky
+    assert dict(result.winner.plan) != lucky
+
+
+@pytest.mark.parametrize(
+    ("confirm_on", "divisions"), [("resampled", [6, 7, 8, 9, 10]), ("validation", [None] * 5)]
+)
+def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
+    default_params: Params, confirm_on: str, divisions: list[int | None]
+) -> None:
+    params = changed(
+        default_params, training_seeds=[2, 5], folds=2, confirm_on=confirm_on, racing=False
+    )
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.confirmations) > 1
+    for one in result.confirmations:
+        assert [run.task.seed for run in one.runs] == [6, 7, 8, 9, 10]
+        assert [run.task.resample for run in one.runs] == divisions
+        assert {(run.task.fold, run.task.folds) for run in one.runs} == {(0, 1)}
+
+
+def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Params) -> None:
+    params = changed(default_params, population=8, confirm_top_k=2, generations=6)
+    result = run(params, Trainings(middle_is_best))
+    assert [one.recipe for one in result.confirmations].count(True) == 1
+    assert len({one.plan for one in result.confirmations}) == len(result.confirmations)
+    assert 2 <= len(result.confirmations) <= 3
+    tried = [one for one in result.evaluated if one.candidate.origin.startswith("recipe:")]
+    best = min(tried, key=lambda one: one.candidate.rank_key)
+    assert result.best_recipe.plan == best.candidate.plan
+    assert result.best_recipe.name == best.candidate.origin.removeprefix("recipe:")
+
+
+def test_a_winner_is_never_worse_than_the_best_recipe(default_params: Params) -> None:
+    for seed in range(5):
+        result = run(changed(default_params, seed=seed), Trainings(middle_is_best))
+        assert result.winner.evaluation.fitness <= result.best_recipe.evaluation.fitness
+
+
+def test_without_recipes_in_the_search_full_fine_tuning_is_the_one_to_beat(
+    default_params: Params,
+) -> None:
+    result = run(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
+    assert result.best_recipe.candidate is None
+    assert result.best_recipe.name == "full 1x"
+    assert set(result.best_recipe.plan.values()) == {1.0}
+
+
+def test_a_plan_that_comes_again_is_not_trained_again(default_params: Params) -> None:
+    # With one block, genomes that differ in a threshold alone often decode to one plan.
+    params = changed(default_params, population=4, elites=1, generations=8)
+    trainings = Trainings(lambda task: curve(0.5))
+    result = evolve(params, ("only",), trainings, lambda _: None, lambda _: None)
+    repeats = [one for one in result.evaluated if one.repeat_of is not None]
+    for one in repeats:
+        first = result.evaluated[one.repeat_of or 0]
+        assert first.candidate.plan == one.candidate.plan
+        assert first.candidate.id < one.candidate.id
+        assert first.repeat_of is None
+    plans = {one.candidate.plan for one in result.evaluated}
+    assert len(plans) == len(result.evaluated) - len(repeats)
+
+
+def test_failed_plans_are_neither_confirmed_nor_returned(default_params: Params) -> None:
+    def answer(task: TrainingTask) -> LearningCurve:
+        if task.plan["stem"] is not None:
+            return LearningCurve((), (), (), 10, "diverged", 0.1)
+        return middle_is_best(task)
+
+    result = run(changed(default_params, population=10, elites=2), Trainings(answer))
+    outcomes = {one.runs[0].curve.outcome for one in result.evaluated}
+    assert outcomes == {"finished", "diverged"}
+    for one in result.confirmations:
+        assert one.recipe or one.plan["stem"] is None
+    assert result.winner.plan["stem"] is None
+
+
+def test_a_search_in_which_everything_fails_ends_with_the_reason(default_params: Params) -> None:
+    trainings = Trainings(lambda _: LearningCurve((), (), (), 10, "diverged", 0.1))
+    with pytest.raises(SearchFailedError, match=r"diverged or ran out of memory.*base_lr"):
+        run(default_params.search, trainings)
+
+
+def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
+    default_params: Params,
+) -> None:
+    backwards = run(default_params.search, Trainings(middle_is_best))
+    forwards = run(default_params.search, Trainings(middle_is_best, order=lambda _: 0))
+    assert [one.candidate for one in backwards.evaluated] == [
+        one.candidate for one in forwards.evaluated
+    ]
+    assert [one.plan for one in backwards.confirmations] == [
+        one.plan for one in forwards.confirmations
+    ]
+
+
+def leading_by(points: list[float]) -> Trainings:
+    """Plans that train the middle block alone lead every other one by this much, by fresh seed."""
+    leads = {0: 0.05, **dict(enumerate(points, start=1))}
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        only_middle = task.plan.trained_blocks == ("middle",)
+        # Another plan than the recipe's own, which also trains the middle alone in four blocks.
+        led = only_middle and task.plan["middle"] != 5.0
+        return curve(0.8 + leads[task.seed] if led else 0.8)
+
+    return Trainings(answer)
+
+
+@pytest.mark.parametrize(
+    ("points", "recipe_wins"),
+    [
+        ([0.01, 0.03, 0.02, 0.02, 0.02], False),
+        ([0.03, -0.02, 0.02, 0.01, -0.02], True),
+        ([0.01] * 5, False),
+    ],
+)
+def test_a_lead_within_a_standard_error_leaves_the_win_to_the_recipe(
+    default_params: Params, points: list[float], recipe_wins: bool
+) -> None:
+    params = changed(
+        default_params, population=30, generations=0, racing=False, surgical_scan=False
+    )
+    result = run(params, leading_by(points))
+    best = result.confirmations[0]
+    assert not best.recipe
+    assert best.lead_over(result.best_recipe)[0] == pytest.approx(sum(points) / 5)
+    assert result.winner.recipe is recipe_wins
+    assert result.winner is (result.best_recipe if recipe_wins else best)
+
+
+def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
+    default_params: Params,
+) -> None:
+    """The third fresh seed would have turned the mean."""
+    params = changed(default_params, population=30, generations=0, surgical_scan=False)
+    result = run(params, leading_by([-0.01, -0.01, 0.3, 0.3, 0.3]))
+    dropped = [one for one in result.confirmations if one.dropped]
+    assert dropped
+    assert result.confirmations[-len(dropped) :] == tuple(dropped)
+    assert {len(one.runs) for one in dropped} == {2}
+    assert result.winner is result.best_recipe
+    assert len(result.best_recipe.runs) == 2
+    in_full = run(
+        params.model_copy(update={"racing": False}), leading_by([-0.01, -0.01, 0.3, 0.3, 0.3])
+    )
+    assert not any(one.dropped for one in in_full.confirmations)
+
+
+def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Params) -> None:
+    params = changed(default_params, population=30, generations=0, surgical_scan=False)
+    result = run(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
+    assert not result.winner.recipe
+    assert len(result.winner.runs) == len(result.best_recipe.runs) == 5
+
+
+def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: Params) -> None:
+    params = changed(default_params, population=30, generations=0, surgical_scan=False)
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        # No recipe trains just these two.
+        leads = set(task.plan.frozen_blocks) == {"middle"}
+        return curve(0.9 - (task.plan["stem"] or 0.0) / 1000 if leads else 0.8)
+
+    result = run(params, Trainings(answer))
+    leaders = [one for one in result.confirmations if not one.recipe]
+    assert len(leaders) > 1
+    assert [len(one.runs) for one in leaders] == [5, *[2] * (len(leaders) - 1)]
+    assert len(result.best_recipe.runs) == 5
+
+
+@pytest.mark.parametrize(
+    ("training_seeds", "fresh"), [([0], [5, 2, 2]), ([0, 1], [5, 1, 1]), ([0, 1, 2], [5])]
+)
+def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
+    default_params: Params, training_seeds: list[int], fresh: list[int]
+) -> None:
+    params = changed(
+        default_params, population=40, generations=0, training_seeds=training_seeds, racing="seeds"
+    )
+    names: list[str] = []
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        if set(task.plan.frozen_blocks) != {"middle"}:  # no recipe freezes it alone
+            return curve(0.5)
+        if str(task.plan) not in names:
+            names.append(str(task.plan))
+        first = names[0] == str(task.plan)
+        lucky = task.seed in training_seeds and not first
+        return curve(0.9 + 0.02 * first + (0.03 if lucky and len(training_seeds) == 1 else 0.0))
+
+    result = run(params, Trainings(answer))
+    plans = [one for one in result.confirmations if not one.recipe]
+    assert [len(one.runs) for one in plans] == fresh
+    assert len(result.best_recipe.runs) == 5
+    assert result.winner is plans[0]
+
+
+def test_a_surgical_scan_comes_first_runs_in_full_and_finds_the_best_block(
+    default_params: Params,
+) -> None:
+    params = changed(default_params, surgical_scan=True, smoothed_ranking=True)
+    result = run(params, Trainings(middle_is_best))
+    assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
+    scan = [one.candidate for one in result.evaluated[: len(BLOCKS)]]
+    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
+    assert {one.evaluation.outcome for one in scan if one.evaluation} == {"finished"}
+    assert min(scan, key=lambda one: one.rank_key).origin == "scan:middle"
+    assert result.best_recipe.name.startswith(("full", "middle", "linear"))

@@ -1,0 +1,387 @@
+"""Who is stopped, who never is, and that a stopped candidate is never more than that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from biotune.evolution import BioTune
+from biotune.evolution.candidate import Candidate
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
+from biotune.plan import Evaluation
+from pipeline.evolving.loop import SearchResult, evolve, new_search
+from pipeline.evolving.racing import (
+    FEWEST_CURVES,
+    SEED_OPTIMISM,
+    SMALLEST_ERROR,
+    Forecast,
+    Race,
+    deserve_all_seeds,
+    forecast_after,
+    start_race,
+)
+from pipeline.params import Params, SearchParams
+from pipeline.trials.runs import TrainingRun
+from tests.pipeline.trainings import BLOCKS, Trainings, task
+
+EPOCHS = 6
+
+
+def rising(final: float, epochs: int = EPOCHS, start: float = 0.5) -> LearningCurve:
+    """A run whose error falls by the same factor in every epoch."""
+    errors = np.geomspace(start, 1 - final, epochs)
+    accuracies = tuple(float(1 - error) for error in errors)
+    return LearningCurve((1.0,) * epochs, accuracies, (0.1,) * epochs, 10, "finished", 0.5)
+
+
+def unsteady(final: float, rng: np.random.Generator) -> LearningCurve:
+    """The same with noise of a tenth of the error."""
+    errors = np.geomspace(0.5, 1 - final, EPOCHS) * np.exp(rng.normal(0, 0.1, EPOCHS))
+    accuracies = tuple(float(1 - error) for error in errors)
+    return replace(rising(final), validation_score=accuracies)
+
+
+def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
+    return TrainingRun(task(seed=seed), curve, from_store=False)
+
+
+def race(**changes: Any) -> Race:
+    """One that knows of the spread of seeds, and that errors halve from any epoch on."""
+    known: dict[str, Any] = {
+        "needed": {7: 0.05},
+        "seeds": 3,
+        "seed_spread": 0.2,
+        "forecasts": (None, *[Forecast(1.0, math.log(0.5))] * 4),
+    }
+    return Race(**(known | changes))
+
+
+@pytest.fixture
+def candidate() -> Candidate:
+    """Number 7 of a search."""
+    return BioTune(BLOCKS, population=8, elites=2).ask()[7]
+
+
+# --- seeds
+
+
+def test_the_next_seed_is_run_while_the_allowance_for_bad_luck_reaches_what_is_needed(
+    candidate: Candidate,
+) -> None:
+    held = race()
+    assert held.enough(0.05, 3) == pytest.approx(0.05)
+    assert 0.05 < held.enough(0.05, 2) < held.enough(0.05, 1)
+    spread = SEED_OPTIMISM * 0.2 * math.sqrt(2 / 3)  # of one seed of three
+    assert held.enough(0.05, 1) == pytest.approx(0.052 * math.exp(spread) - 0.002)
+    enough = 1 - held.enough(0.05, 1)
+    just, beyond = (run_of(rising(enough + edge)) for edge in (1e-6, -1e-6))
+    assert held.deserves_another_seed(candidate, [just])
+    assert not held.deserves_another_seed(candidate, [beyond])
+
+
+def test_a_candidate_that_needs_nothing_gets_everything(candidate: Candidate) -> None:
+    free = race(needed={})
+    assert free.must_reach(candidate, []) == ()
+    assert free.deserves_another_seed(candidate, [run_of(rising(0.1))])
+
+
+# --- epochs
+
+
+@given(st.floats(0.0, 0.999), st.floats(0.001, 0.6))
+def test_thresholds_stop_just_the_runs_that_their_probable_end_leaves_short(
+    accuracy: float, needed: float
+) -> None:
+    candidate = BioTune(BLOCKS, population=8, elites=2).ask()[7]
+    held = race(needed={7: needed}, seeds=1)
+    thresholds = held.must_reach(candidate, [])
+    reached = 0.5 * (1 - accuracy + SMALLEST_ERROR) - SMALLEST_ERROR
+    stop = stopping_epoch([0.0, accuracy], thresholds)
+    if abs(reached - needed) > 1e-9:
+        assert (stop is not None) == (reached > needed)
+
+
+def test_nothing_is_asked_of_the_first_epoch_nor_of_the_last(candidate: Candidate) -> None:
+    thresholds = race().must_reach(candidate, [])
+    assert thresholds[0] == 0.0
+    assert len(thresholds) == EPOCHS - 1
+    assert all(threshold > 0 for threshold in thresholds[1:])
+
+
+def test_a_later_seed_has_to_make_up_for_a_poor_first_one(candidate: Candidate) -> None:
+    held = race()
+    good, poor = (held.must_reach(candidate, [run_of(rising(a))]) for a in (0.97, 0.94))
+    assert all(p > g for g, p in zip(good[1:], poor[1:], strict=True))
+
+
+@pytest.mark.parametrize("slope", [0.3, 0.7, 1.0])
+@given(needed=st.floats(0.001, 0.5))
+def test_what_must_come_before_an_end_is_what_forecasts_it(slope: float, needed: float) -> None:
+    forecast = Forecast(slope, offset=-0.5)
+    assert forecast.end_after(forecast.most_before(needed)) == pytest.approx(needed)
+    assert forecast.most_before(-0.1) == 0.0
+
+
+def test_forecasts_are_the_regression_of_the_recorded_ends_on_the_errors_so_far(
+    candidate: Candidate,
+) -> None:
+    """Errors that end as the square root of what they were after two epochs, but for two runs."""
+    offsets = np.zeros(12)
+    offsets[:2] = (-0.4, 0.4)
+    starts = np.geomspace(0.02, 0.2, 12)
+    curves = []
+    for start, offset in zip(starts, offsets, strict=True):
+        end = math.exp(0.5 * math.log(start) - 2.5 + offset)
+        so_far = 1 + SMALLEST_ERROR - start
+        shown = (0.1, so_far, so_far, so_far, so_far, 1 + SMALLEST_ERROR - end)
+        curves.append(LearningCurve((1.0,) * 6, shown, (0.1,) * 6, 10, "finished", 0.5))
+    forecast = forecast_after(curves * 2, 2)  # of the better half of them
+    assert forecast is not None
+    assert forecast.slope == pytest.approx(0.5, abs=0.15)
+    assert forecast.end_after(0.05) == pytest.approx(math.sqrt(0.052) * math.exp(-2.5), 0.15)
+
+
+# --- what a race knows
+
+
+def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, list[TrainingRun]]]:
+    """Tell the initial population these curves, one each."""
+    pairs = []
+    for one, curve in zip(search.ask(), curves, strict=True):
+        evaluation = Evaluation(1 - max(curve.validation_score))
+        search.tell(one, evaluation)
+        own = TrainingRun(replace(task(), plan=one.plan), curve, from_store=False)
+        pairs.append((replace(one, evaluation=evaluation), [own]))
+    return pairs
+
+
+def test_without_elites_there_is_nothing_to_be_held_against() -> None:
+    search = BioTune(BLOCKS, population=8, elites=2)
+    assert start_race(search.ask(), search.standing_elites, [], 1, EPOCHS) is None
+
+
+def firsts(*accuracies: float) -> dict[int, list[TrainingRun]]:
+    return {key: [run_of(rising(accuracy))] for key, accuracy in enumerate(accuracies)}
+
+
+@pytest.mark.parametrize(
+    ("elites", "expected"),
+    [(1, {1, 4}), (2, {1, 2, 4}), (3, {0, 1, 2, 4}), (4, {0, 1, 2, 3, 4})],
+)
+def test_of_the_first_generation_one_more_than_there_are_elites_get_all_seeds(
+    elites: int, expected: set[int]
+) -> None:
+    batch = dict(enumerate(BioTune(BLOCKS, population=5, elites=elites).ask()))
+    first = firsts(0.80, 0.95, 0.90, 0.70, 0.99)
+    assert deserve_all_seeds(batch, first, None, elites) == expected
+
+
+def test_a_failed_first_run_gets_no_more_seeds() -> None:
+    batch = dict(enumerate(BioTune(BLOCKS, population=4, elites=2).ask()))
+    first = firsts(0.9, 0.8, 0.7, 0.6)
+    first[1] = [run_of(replace(rising(0.99), outcome="diverged"))]
+    assert deserve_all_seeds(batch, first, None, 2) == {0, 2, 3}
+
+
+def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_seeds() -> None:
+    later = {k: replace(one, generation=1) for k, one in enumerate(BioTune(BLOCKS).ask())}
+    first = firsts(*np.linspace(0.5, 0.9, len(later)))
+    assert deserve_all_seeds(later, first, None, 2) == set(later)
+
+
+def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_as_elites() -> None:
+    search = BioTune(BLOCKS, population=6, elites=2)
+    told(search, [rising(0.6 + 0.03 * i) for i in range(6)])
+    trials = {one.id: one for one in search.ask()}
+    held = race(needed=dict.fromkeys(trials, 0.2))
+    first = dict(zip(trials, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
+    ids = list(trials)
+    assert deserve_all_seeds(trials, first, held, 2) == {ids[1], ids[2]}
+    for one in search.ask():
+        search.tell(one, 0.5)
+    offspring = {one.id: one for one in search.ask()}
+    ids = list(offspring)
+    first = dict(zip(offspring, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
+    held = race(needed=dict.fromkeys(ids, 0.2))
+    assert deserve_all_seeds(offspring, first, held, 2) == {ids[1], ids[2]}
+    free = race(needed=dict.fromkeys(ids[:3], 0.2))  # the last is a plan that is known already
+    assert deserve_all_seeds(offspring, first, free, 2) == {ids[1], ids[2], ids[3]}
+
+
+def test_a_stopped_candidate_scores_what_it_was_heading_for_but_no_better_than_it_needed(
+    candidate: Candidate,
+) -> None:
+    held = race(needed={7: 0.05})
+    far = rising(0.5).up_to(2)  # half of its error is left at the end
+    error = 1 - max(far.validation_score)
+    expected = 0.5 * (error + SMALLEST_ERROR) - SMALLEST_ERROR
+    stopped = held.stopped(candidate, [run_of(far)])
+    assert (stopped.outcome, stopped.fitness) == ("stopped", pytest.approx(expected))
+    near = rising(0.97).up_to(EPOCHS - 1)
+    assert held.stopped(candidate, [run_of(near)]).fitness == 0.05
+
+
+def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
+    search = BioTune(BLOCKS, population=10, elites=2)
+    pairs = told(search, [rising(0.6 + 0.03 * i) for i in range(10)])
+    elites = search.standing_elites
+    assert [one.fitness for one in elites] == pytest.approx([0.13, 0.16])
+    held = start_race(search.ask(), elites, pairs, 1, EPOCHS)
+    assert held is not None
+    for one in search.ask():
+        assert one.origin == "exploitation"
+        assert held.needed[one.id] == {e.id: e.fitness for e in elites}[one.parents[0]]
+    for one in search.ask():
+        search.tell(one, 0.5)
+    offspring = search.ask()
+    held = start_race(offspring, search.standing_elites, pairs, 1, EPOCHS)
+    assert held is not None
+    assert list(held.needed.values()) == pytest.approx([0.16] * 8)
+    assert set(held.needed) == {one.id for one in offspring}
+
+
+def test_scores_of_another_fold_race_nobody() -> None:
+    search = BioTune(BLOCKS, population=8, elites=2, folds=2)
+    pairs = told(search, [rising(0.7)] * 8)
+    assert start_race(search.ask(), search.standing_elites, pairs, 1, EPOCHS) is None
+
+
+def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
+    few = [
+        (replace(candidate, evaluation=Evaluation(0.1)), [run_of(rising(0.9), seed)])
+        for seed in range(FEWEST_CURVES - 1)
+    ]
+    elite = replace(candidate, evaluation=Evaluation(0.1))
+    fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
+    held = start_race([fresh], [elite], few, 1, EPOCHS)
+    assert held is not None
+    assert set(held.must_reach(fresh, [])) == {0.0}
+
+
+def test_of_recorded_runs_that_would_do_most_go_on_and_of_the_others_few(
+    candidate: Candidate,
+) -> None:
+    """All thresholds together, on curves as unsteady as real ones."""
+    rng = np.random.default_rng(0)
+    curves = [unsteady(a, rng) for a in rng.uniform(0.8, 0.99, 60)]
+    elite = replace(candidate, evaluation=Evaluation(0.05))
+    pairs = [
+        (replace(candidate, evaluation=Evaluation(0.1)), [run_of(curve, seed)])
+        for seed, curve in enumerate(curves)
+    ]
+    fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
+    held = start_race([fresh], [elite], pairs, 1, EPOCHS)
+    assert held is not None
+    thresholds = held.must_reach(fresh, [])
+    worthy = [c for c in curves if max(c.validation_score) >= 0.95]
+    others = [c for c in curves if c not in worthy]
+    for group, most, least in ((worthy, 0.5, 0.0), (others, 1.0, 0.8)):
+        stopped = [stopping_epoch(c.validation_score, thresholds) is not None for c in group]
+        assert least <= np.mean(stopped) <= most
+
+
+# --- whole searches
+
+
+def search_with(params: SearchParams, **options: Any) -> tuple[SearchResult, Trainings]:
+    def answer(task: TrainingTask) -> LearningCurve:
+        """Plans are better the fewer blocks they train; a seed is worth up to a point."""
+        text = str(task.plan)
+        rng = np.random.default_rng([task.seed, *text.encode()])
+        final = 0.95 - 0.08 * len(task.plan.trained_blocks) + rng.uniform(-0.01, 0.01)
+        return rising(final, start=rng.uniform(0.4, 0.7))
+
+    trainings = Trainings(answer, **options)
+    return evolve(params, BLOCKS, trainings, lambda _: None, lambda _: None), trainings
+
+
+@pytest.fixture
+def params(default_params: Params) -> SearchParams:
+    changes = {"training_seeds": [0, 1, 2], "epochs": EPOCHS, "generations": 4, "population": 8}
+    return default_params.search.model_copy(update=changes)
+
+
+def epochs_of(result: SearchResult) -> int:
+    return sum(one.epochs for one in result.evaluated)
+
+
+@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
+def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
+    params: SearchParams, racing: bool | str
+) -> None:
+    full, _ = search_with(params.model_copy(update={"racing": False}))
+    raced, _ = search_with(params.model_copy(update={"racing": racing}))
+    assert epochs_of(raced) < epochs_of(full)
+    assert len(raced.evaluated) == len(full.evaluated)
+    stopped = [one for one in raced.evaluated if one.candidate.evaluation.outcome == "stopped"]
+    assert stopped
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    assert {len(one.runs) for one in first} == ({3} if racing == "epochs" else {1, 3})
+    for one in stopped:
+        assert all(
+            c.candidate is None or c.candidate.id != one.candidate.id for c in raced.confirmations
+        )
+    assert full.winner.evaluation.fitness == pytest.approx(
+        raced.winner.evaluation.fitness, abs=0.01
+    )
+    if racing == "seeds":
+        lengths = {len(run.curve.validation_score) for one in stopped for run in one.runs}
+        assert lengths == {EPOCHS}
+    if racing == "epochs":
+        for one in raced.evaluated:
+            *earlier, last = (run.curve.outcome for run in one.runs)
+            assert set(earlier) <= {"finished"}
+            assert len(one.runs) == 3 or last == "stopped"
+
+
+def test_one_training_seed_leaves_the_first_generation_whole(params: SearchParams) -> None:
+    raced, _ = search_with(params.model_copy(update={"training_seeds": [0]}))
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    assert all(one.candidate.finished for one in first)
+
+
+def test_with_a_scan_the_first_generation_is_held_against_its_best(params: SearchParams) -> None:
+    raced, _ = search_with(params.model_copy(update={"surgical_scan": True}))
+    first = [one for one in raced.evaluated if one.candidate.generation == 0]
+    scan = [one for one in first if one.candidate.origin.startswith("scan:")]
+    whole = [one for one in scan if one.candidate.finished]
+    assert len(whole) == params.elites + 1
+    later = [one for one in first if one not in scan]
+    worst = sorted(one.candidate.fitness for one in whole)[params.elites - 1]
+    stopped = [one for one in later if not one.candidate.finished]
+    assert stopped
+    assert all(one.candidate.fitness >= worst for one in stopped)
+
+
+def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:
+    full, _ = search_with(params.model_copy(update={"racing": False}))
+    assert {one.candidate.evaluation.outcome for one in full.evaluated} == {"finished"}
+    assert epochs_of(full) == len(full.evaluated) * 3 * EPOCHS
+    assert new_search(params, BLOCKS).planned_evaluations == len(full.evaluated)
+
+
+@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
+def test_the_order_in_which_runs_finish_changes_nothing(
+    params: SearchParams, racing: bool | str
+) -> None:
+    chosen = params.model_copy(update={"racing": racing})
+    rng = np.random.default_rng(0)
+    orders = [lambda _: 0, lambda n: n - 1, lambda n: int(rng.integers(n))]
+    results = [search_with(chosen, order=order)[0] for order in orders]
+    for other in results[1:]:
+        assert [one.candidate for one in other.evaluated] == [
+            one.candidate for one in results[0].evaluated
+        ]
+        assert [[run.curve for run in one.runs] for one in other.evaluated] == [
+            [run.curve for run in one.runs] for one in results[0].evaluated
+        ]
+        assert [one.plan for one in other.confirmations] == [
+            one.plan for one in results[0].confirmations
+        ]

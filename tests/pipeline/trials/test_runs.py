@@ -1,0 +1,88 @@
+"""Runs come from the store where it knows them, and from the workers where it doesn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.fitness import TrainingTask
+from biotune.finetuning.learning_curve import LearningCurve
+from pipeline.evolving.racing import cost_rank
+from pipeline.trials.runs import NextTasks, TrainingRun, TrainingRuns, follow
+from pipeline.trials.store import EvaluationStore, shared_inputs
+from tests.pipeline.trainings import Trainings, curve, task
+
+
+class Pool:
+    """Trains by giving every task the same curve, the last one first; keeps it at once."""
+
+    def __init__(self, keep: Callable[[TrainingTask, LearningCurve], None]) -> None:
+        self._keep = keep
+        self.waiting: list[TrainingTask] = []
+        self.trained: list[TrainingTask] = []
+
+    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
+        assert weights_file is None
+        self.waiting.append(task)
+
+    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
+        self.trained.append(self.waiting.pop())
+        self._keep(self.trained[-1], curve(0.5))
+        return self.trained[-1], curve(0.5)
+
+
+def asked(runs: TrainingRuns, tasks: Sequence[TrainingTask]) -> list[TrainingRun]:
+    for one in tasks:
+        runs.submit(one)
+    return [runs.next_finished() for _ in tasks]
+
+
+def test_only_what_the_store_does_not_know_is_trained_and_then_it_knows(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    pool = Pool(store.put)
+    runs = TrainingRuns(store, pool)
+    store.put(task(seed=1), curve(0.7))
+
+    first = {run.task.seed: run for run in asked(runs, [task(seed=0), task(seed=1)])}
+    assert pool.trained == [task(seed=0)]
+    assert (first[0].from_store, first[0].curve) == (False, curve(0.5))
+    assert (first[1].from_store, first[1].curve) == (True, curve(0.7))
+
+    assert [run.from_store for run in asked(runs, [task(seed=0)])] == [True]
+    assert pool.trained == [task(seed=0)]
+
+
+def one_after_another(*tasks: TrainingTask) -> NextTasks:
+    return lambda done: tasks[len(done) : len(done) + 1]
+
+
+def test_each_is_asked_what_comes_next_and_a_task_of_two_is_run_once() -> None:
+    first, second, third = (task(seed=seed) for seed in range(3))
+    runs = Trainings(lambda _: curve(0.5))
+    wanted = {
+        "both": one_after_another(first, second),
+        "all at once": lambda done: [] if done else [first, second, third],
+        "the same": one_after_another(first, second),
+        "nothing": one_after_another(),
+    }
+    followed = dict(follow(wanted, runs, cost_rank))
+    assert {key: [run.task for run in own] for key, own in followed.items()} == {
+        "both": [first, second],
+        "all at once": [first, second, third],
+        "the same": [first, second],
+        "nothing": [],
+    }
+    assert sorted(one.seed for one in runs.asked) == [0, 1, 2]
+
+
+def test_the_next_task_starts_while_others_still_run_and_the_longest_starts_first() -> None:
+    late = task({"stem": None, "middle": None, "top": None, "head": 1.0})
+    early = task({"stem": 1.0, "middle": None, "top": None, "head": 1.0})
+    more = task({"stem": 1.0, "middle": 1.0, "top": None, "head": 1.0})
+    runs = Trainings(lambda _: curve(0.5), order=lambda _: 0)
+    again = task(dict(more.plan), seed=1)
+    wanted = {"a": one_after_another(late), "b": one_after_another(early)}
+    followed = follow({**wanted, "c": one_after_another(more, again)}, runs, cost_rank)
+    assert [key for key, _ in followed] == ["b", "a", "c"]
+    assert runs.asked == [more, early, late, again]
