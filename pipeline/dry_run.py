@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from biotune.data.division import FOLD_SEED
 from biotune.data.prepared import DATASET_FILE, PreparedImages
 from biotune.data.splits import SPLITS, assign_splits, stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.cost import StepCost, step_cost
-from biotune.finetuning.fitness import FOLD_SEED
 from biotune.images.reading import read_image
 from biotune.images.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
 from pipeline.evolving.confirmation import CONFIRMATION_SEEDS

@@ -7,9 +7,10 @@
 ('recipe:full 1x', 'stem=1x layer1=1x head=1x')
 """
 
-from biotune.evolution.candidate import Candidate
+from biotune.evolution.candidate import Candidate, Role
 from biotune.evolution.genome import Genome, HeadMode, decode
 from biotune.evolution.optimizer import BioTune, ReproductionMode
+from biotune.evolution.protocol import Optimizer
 from biotune.evolution.recipes import Recipe, recipes
 from biotune.plan import Evaluation, FineTunePlan
 
@@ -20,8 +21,10 @@ __all__ = [
     "FineTunePlan",
     "Genome",
     "HeadMode",
+    "Optimizer",
     "Recipe",
     "ReproductionMode",
+    "Role",
     "decode",
     "recipes",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from biotune.evolution.selection import extinction_factors
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
     from biotune.evolution.genome import Genome
     from biotune.plan import Evaluation, FineTunePlan
+
+
+Role = Literal["score", "rescore", "trial"]
+"""What a score is for: to rank a new genome, to rank an elite again on another fold, or to see
+whether a step from an elite beats it."""
+
+_RECIPE = "recipe:"
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Candidate:
             others.
         generation: 0 for the initial population.
         fold: the data fold to train and validate on, ``generation`` modulo the number of folds.
+        role: what it is scored for; see :data:`Role`.
         evaluation: None until told.
     """
 
@@ -43,7 +51,14 @@ class Candidate:
     parents: tuple[int, ...]
     generation: int
     fold: int
+    role: Role = "score"
     evaluation: Evaluation | None = None
+
+    @property
+    def recipe(self) -> str | None:
+        """Name of the recipe that this candidate is, if it is one."""
+        is_one = self.origin.startswith(_RECIPE)
+        return self.origin.removeprefix(_RECIPE) if is_one else None
 
     @property
     def fitness(self) -> float:
@@ -80,14 +95,6 @@ class Candidate:
             ValueError: if the candidate was not told yet.
         """
         return (*self._told.rank_key, self.id)
-
-    def with_fitness(self, fitness: float) -> Candidate:
-        """The same candidate and outcome with another fitness.
-
-        Raises:
-            ValueError: if the candidate was not told yet.
-        """
-        return replace(self, evaluation=replace(self._told, fitness=fitness))
 
     def beats(self, other: Candidate) -> bool:
         """Whether this one is better, not merely as good.

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from biotune.evolution.candidate import Candidate, Individual, by_rank, ranked_population
+from biotune.evolution.candidate import (
+    Candidate,
+    Individual,
+    Role,
+    by_rank,
+    ranked_population,
+)
 from biotune.evolution.checks import check_at_least, check_blocks, check_fitness, check_one_of
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
 from biotune.evolution.initial import Founder, initial_population, single_blocks
 from biotune.evolution.operators import exploit
 from biotune.evolution.reproduction import reproduce, without_beaten_parents
-from biotune.evolution.smoothing import smoothed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +51,6 @@ class BioTune:
         rescore_elites: with several folds, score the elites again on the new fold, so that scores
             of different folds are never compared.
         reproduction: see :data:`ReproductionMode`.
-        smoothed_ranking: rank by the scores that similar plans suggest, so that a lucky one does
-            not last; see :mod:`~biotune.evolution.smoothing`. No further evaluations.
         surgical_scan: score each block alone before the initial population, which then holds the
             best blocks together; see :mod:`~biotune.evolution.initial`. B+1 further evaluations.
 
@@ -74,7 +77,6 @@ class BioTune:
         seed_recipes: bool = True,
         rescore_elites: bool = True,
         reproduction: ReproductionMode = "batch",
-        smoothed_ranking: bool = False,
         surgical_scan: bool = False,
     ) -> None:
         check_blocks(blocks)
@@ -97,7 +99,6 @@ class BioTune:
         self.seed_recipes = seed_recipes
         self.rescore_elites = rescore_elites
         self.reproduction: ReproductionMode = reproduction
-        self.smoothed_ranking = smoothed_ranking
         self.surgical_scan = surgical_scan
 
         self._rng = np.random.default_rng(seed)
@@ -138,7 +139,7 @@ class BioTune:
         """Every candidate that may be scored now and is not told yet; the same until told."""
         return [one.candidate for one in self._batch if one.candidate.evaluation is None]
 
-    def tell(self, candidate: Candidate, fitness: float | Evaluation) -> None:
+    def tell(self, candidate: Candidate, fitness: float | Evaluation) -> Candidate:
         """Report how a candidate did.
 
         Args:
@@ -146,6 +147,9 @@ class BioTune:
             fitness: a finite number, lower is better, such as 1 − validation score; or an
                 :class:`~biotune.plan.Evaluation`, which can also say that a run failed. A failed
                 or stopped run ranks after every finished one.
+
+        Returns:
+            The candidate with its evaluation.
 
         Raises:
             ValueError: for a candidate of another search, one that was told before, or a fitness
@@ -166,6 +170,7 @@ class BioTune:
         ]
         if not self.ask():
             self._advance()
+        return told
 
     @property
     def standing_elites(self) -> list[Candidate]:
@@ -191,16 +196,14 @@ class BioTune:
         With one fold these are all that were told. With several, they are those of the last
         generation that is told completely, because its scores share a fold (as published, without
         ``rescore_elites``, also its elites with their old scores); until there is one, those of
-        the initial population. With ``smoothed_ranking`` the order is that of the smoothed
-        fitness; the candidates' own is what was told.
+        the initial population.
         """
         told = self.history
         if self.folds > 1 and self._ranking:
             complete = self._generation if self.done else self._generation - 1
             survivors = {one.candidate.id for one in self._ranking}
             told = [one for one in told if one.generation == complete or one.id in survivors]
-        judged = self._judged()
-        return sorted(told, key=lambda one: judged[one.id].rank_key)
+        return sorted(told, key=lambda candidate: candidate.rank_key)
 
     @property
     def best(self) -> Candidate:
@@ -221,8 +224,6 @@ class BioTune:
     def _advance(self) -> None:
         """Take the next step, now that the whole batch is told."""
         batch, self._batch = self._batch, []
-        if self.smoothed_ranking:
-            batch = self._judge_anew(batch)
         if self.surgical_scan and not self._scan:
             self._scan = batch
             self._batch = self._initial_population()
@@ -250,22 +251,6 @@ class BioTune:
             self._exploiting = True
             self._batch = self._exploitation()
 
-    def _judged(self) -> dict[int, Candidate]:
-        """All that was told, by id, with the evaluations by which candidates are ranked."""
-        told = smoothed(self.history) if self.smoothed_ranking else self.history
-        return {one.id: one for one in told}
-
-    def _judge_anew(self, batch: list[Individual]) -> list[Individual]:
-        """This batch and all other individuals, by what is told by now; their order stays."""
-        judged = self._judged()
-
-        def anew(individuals: list[Individual]) -> list[Individual]:
-            return [one.succeeded_by(judged[one.candidate.id]) for one in individuals]
-
-        self._ranking, self._next_ranking = anew(self._ranking), anew(self._next_ranking)
-        self._mating_pool, self._scan = anew(self._mating_pool), anew(self._scan)
-        return anew(batch)
-
     def _initial_population(self) -> list[Individual]:
         return self._at_rest(
             initial_population(
@@ -282,15 +267,14 @@ class BioTune:
         """For each elite: itself again where the fold changed, and a step up and one down."""
         batch = []
         for elite in self._ranking[: self.elites]:
-            parent = elite.candidate
-            trials = [
-                ("exploitation", step) for step in exploit(parent.genome, self.head, self._rng)
-            ]
+            genome, parents = elite.candidate.genome, (elite.candidate.id,)
+            trials = []
             if self._rescoring:
-                trials.insert(0, ("rescore", parent.genome))
-            for origin, genome in trials:
-                # Momentum and extinction factor belong to the individual, whatever its genome.
-                batch.append(elite.succeeded_by(self._candidate(genome, origin, (parent.id,))))
+                trials.append(self._candidate(genome, "rescore", parents, "rescore"))
+            for step in exploit(genome, self.head, self._rng):
+                trials.append(self._candidate(step, "exploitation", parents, "trial"))
+            # Momentum and extinction factor belong to the individual, whatever its genome.
+            batch += [elite.succeeded_by(trial) for trial in trials]
         return batch
 
     def _select_survivors(self, trials: list[Individual]) -> None:
@@ -318,7 +302,9 @@ class BioTune:
             batch.append(Individual(candidate, child.momentum))
         return batch
 
-    def _candidate(self, genome: Genome, origin: str, parents: tuple[int, ...] = ()) -> Candidate:
+    def _candidate(
+        self, genome: Genome, origin: str, parents: tuple[int, ...] = (), role: Role = "score"
+    ) -> Candidate:
         candidate = Candidate(
             id=len(self._candidates),
             genome=genome,
@@ -327,6 +313,7 @@ class BioTune:
             parents=parents,
             generation=self._generation,
             fold=self._generation % self.folds,
+            role=role,
         )
         self._candidates[candidate.id] = candidate
         return candidate

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from biotune.data.division import AS_PREPARED, Division
 from biotune.data.prepared import PreparedImages
-from biotune.data.splits import resample, stratified_folds
 from biotune.finetuning.backbones import Backbone, build_backbone
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import FeatureCache
@@ -23,9 +23,6 @@ from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.progress import ProgressFile
 from biotune.finetuning.training import FitResult, ImageSubset, TrainingSettings, fit
 from biotune.plan import Evaluation, FineTunePlan, Outcome
-
-FOLD_SEED = 0
-"""Folds are a fixed partition of the prepared splits, the same for every search on them."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,7 @@ class TrainingTask:
         plan: what to train, and how fast.
         seed: the training seed.
         settings: epochs, patience, batch size, base_lr.
-        fold: trains and validates on this fold of the training and validation splits.
-        folds: how many folds there are; 1 means the whole splits.
-        resample: None for the training and validation images as they were prepared; a seed to
-            divide them anew into two splits of the same sizes, so that a plan which was chosen by
-            these validation images can be judged by others. Only with one fold.
+        division: of the images that it trains and validates on.
         must_reach: when to stop the run as hopeless; see :func:`~.training.fit`. It does not change
             the epochs before.
     """
@@ -48,9 +41,7 @@ class TrainingTask:
     plan: FineTunePlan
     seed: int
     settings: TrainingSettings
-    fold: int = 0
-    folds: int = 1
-    resample: int | None = None
+    division: Division = AS_PREPARED
     must_reach: tuple[float, ...] = ()
 
 
@@ -142,11 +133,7 @@ class Trainer:
         progress: ProgressFile | None,
     ) -> FitResult:
         self.backbone.network.load_state_dict(self._pretrained)
-        if task.resample is None:
-            train = self.subset("train", task.fold, task.folds)
-            validation = self.subset("validation", task.fold, task.folds)
-        else:
-            train, validation = self.resampled(task.resample)
+        train, validation = map(self._images, task.division.indices(self.prepared))
         return fit(
             self.backbone,
             task.plan,
@@ -154,7 +141,7 @@ class Trainer:
             validation,
             task.settings,
             seed=task.seed,
-            fold=task.fold,
+            fold=task.division.fold,
             must_reach=task.must_reach,
             compute=self.compute,
             cache=self.cache,
@@ -163,19 +150,9 @@ class Trainer:
             progress=progress,
         )
 
-    def subset(self, split: str, fold: int = 0, folds: int = 1) -> ImageSubset:
-        """One fold of a split; the whole split by default."""
-        indices = self.prepared.indices(split)
-        chosen = stratified_folds(self.prepared.labels[indices], folds, FOLD_SEED)[fold]
-        return self._images(indices[chosen])
-
-    def resampled(self, seed: int) -> tuple[ImageSubset, ImageSubset]:
-        """The training and validation images together, divided anew into splits of these sizes."""
-        train, validation = (self.prepared.indices(split) for split in ("train", "validation"))
-        pool = np.sort(np.concatenate([train, validation]))
-        parts = resample(self.prepared.labels[pool], len(validation), seed)
-        train, validation = (pool[part] for part in parts)
-        return self._images(train), self._images(validation)
+    def subset(self, split: str) -> ImageSubset:
+        """The images of a split."""
+        return self._images(self.prepared.indices(split))
 
     def _images(self, indices: NDArray[np.int64]) -> ImageSubset:
         return ImageSubset(self.prepared.images, self.prepared.labels, indices)

@@ -18,7 +18,9 @@ ALONE = [0.106, 0.156, 0.652, 0.813, 0.941, 0.972, 0.975, 0.948, 0.910, 0.889]
 
 def scanned(evaluations: list[Evaluation], blocks: list[str] = BLOCKS) -> list[Candidate]:
     return [
-        Candidate(i, one.genome, decode(one.genome, blocks), one.origin, (), 0, 0, evaluation)
+        Candidate(
+            i, one.genome, decode(one.genome, blocks), one.origin, (), 0, 0, evaluation=evaluation
+        )
         for i, (one, evaluation) in enumerate(
             zip(single_blocks(blocks, "evolved"), evaluations, strict=True)
         )

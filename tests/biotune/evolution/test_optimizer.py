@@ -66,7 +66,6 @@ def small(**settings: object) -> BioTune:
     mode=st.sampled_from(MODES),
     head=st.sampled_from(["evolved", "trainable"]),
     with_recipes=st.booleans(),
-    smoothed=st.booleans(),
     scan=st.booleans(),
 )
 def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
@@ -78,7 +77,6 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     mode: str,
     head: str,
     with_recipes: bool,
-    smoothed: bool,
     scan: bool,
 ) -> None:
     elites = max(1, round(share * (population - 1)))
@@ -92,7 +90,6 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
         seed_recipes=with_recipes,
         rescore_elites=rescore,
         reproduction=mode,
-        smoothed_ranking=smoothed,
         surgical_scan=scan,
     )
     run(search, distance)
@@ -291,21 +288,36 @@ def test_a_search_finds_what_it_searches_for() -> None:
     order=st.integers(min_value=0, max_value=1000),
     mode=st.sampled_from(MODES),
     folds=st.integers(min_value=1, max_value=2),
-    smoothed=st.booleans(),
     scan=st.booleans(),
 )
 def test_the_order_of_tells_does_not_matter(
-    seed: int, order: int, mode: str, folds: int, smoothed: bool, scan: bool
+    seed: int, order: int, mode: str, folds: int, scan: bool
 ) -> None:
     def with_ties(candidate: Candidate) -> float:
         return round(distance(candidate), 1)
 
-    options = {"reproduction": mode, "smoothed_ranking": smoothed, "surgical_scan": scan}
+    options = {"reproduction": mode, "surgical_scan": scan}
     one, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
     run(one, with_ties)
     run(other, with_ties, order=np.random.default_rng(order))
     assert one.history == other.history
     assert one.ranked == other.ranked
+
+
+def test_tell_returns_the_candidate_with_its_evaluation() -> None:
+    search = small()
+    told = search.tell(search.ask()[0], 0.25)
+    assert told.fitness == 0.25
+    assert search.history == [told]
+
+
+def test_a_role_says_what_a_candidate_is_scored_for() -> None:
+    search = run(small(folds=2), distance)
+    roles = {candidate.origin.partition(":")[0]: candidate.role for candidate in search.history}
+    assert roles.pop("rescore") == "rescore"
+    assert roles.pop("exploitation") == "trial"
+    assert {"recipe", "random", "offspring"} <= set(roles)
+    assert set(roles.values()) == {"score"}
 
 
 def test_the_state_is_a_function_of_seed_and_tells() -> None:
@@ -337,7 +349,7 @@ def test_a_search_ignores_the_global_random_state() -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_a_search_continues_from_a_copy_or_a_pickle_at_any_point(both: bool) -> None:
-    options = {"folds": 2, "smoothed_ranking": both, "surgical_scan": both}
+    options = {"folds": 2, "surgical_scan": both}
     whole = run(small(**options), distance)
     search = small(**options)
     told = 0
@@ -474,47 +486,6 @@ def test_the_best_of_a_generation_in_progress_waits_for_its_fold_to_be_complete(
     assert search.best.fitness == 0.5
 
 
-# --- noise --------------------------------------------------------------------------------
-
-
-def with_noise(seed: int) -> Callable[[Candidate], float]:
-    rng = np.random.default_rng(seed)
-    return lambda candidate: distance(candidate) + 0.05 * float(rng.standard_normal())
-
-
-def test_a_smoothed_ranking_finds_better_plans_under_noise() -> None:
-    means = []
-    for smoothed in (False, True):
-        larger = {"population": 8, "generations": 5, "smoothed_ranking": smoothed}
-        found = [
-            run(small(seed=seed, seed_recipes=False, **larger), with_noise(seed)).best
-            for seed in range(20)
-        ]
-        means.append(np.mean([distance(one) for one in found]))
-    assert means[1] < 0.9 * means[0]
-
-
-def test_a_smoothed_ranking_shows_every_score_as_it_was_told() -> None:
-    told: dict[int, float] = {}
-    noisy = with_noise(0)
-
-    def remembered(candidate: Candidate) -> float | Evaluation:
-        told[candidate.id] = fitness = noisy(candidate)
-        return fitness
-
-    search = run(small(smoothed_ranking=True), remembered)
-    ranked = [one.fitness for one in search.ranked]
-    assert ranked != sorted(ranked)
-    assert {one.id: one.fitness for one in search.ranked} == told
-    assert {one.id: one.fitness for one in search.history} == told
-
-
-def test_a_smoothed_ranking_draws_and_costs_nothing() -> None:
-    plain, smoothed = small(), small(smoothed_ranking=True)
-    assert plain.ask() == smoothed.ask()
-    assert plain.planned_evaluations == smoothed.planned_evaluations
-
-
 # --- the surgical scan --------------------------------------------------------------------
 
 
@@ -578,7 +549,7 @@ def test_a_generation_of_failed_runs_does_not_stop_the_search(
             return Evaluation(math.inf, outcome="diverged")
         return distance(candidate)
 
-    options = {"reproduction": mode, "smoothed_ranking": both, "surgical_scan": both}
+    options = {"reproduction": mode, "surgical_scan": both}
     search = run(small(folds=folds, **options), fitness)
     assert len(search.history) == search.planned_evaluations
     if folds == 1 and not both:

@@ -21,7 +21,9 @@ def individual(
 ) -> Individual:
     genome = Genome.from_genes(genes)
     plan = decode(genome, [f"block{i}" for i in range(len(genes) - 1)])
-    candidate = Candidate(number, genome, plan, "random", parents, 0, fold, Evaluation(fitness))
+    candidate = Candidate(
+        number, genome, plan, "random", parents, 0, fold, evaluation=Evaluation(fitness)
+    )
     return Individual(candidate, np.zeros(len(genes)), extinction)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from biotune.data.division import Division
 from biotune.finetuning import fitness
 from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
@@ -66,10 +67,12 @@ def test_no_runs_have_no_fitness():
 
 
 def test_folds_divide_a_split_and_never_mix_it_with_another(trainer):
-    for split in ("train", "validation"):
+    folds = [Division(fold, 2).indices(trainer.prepared) for fold in range(2)]
+    for place, split in enumerate(("train", "validation")):
         whole = trainer.subset(split).indices
-        parts = [trainer.subset(split, fold, 2).indices for fold in range(2)]
+        parts = [fold[place] for fold in folds]
         assert np.array_equal(whole, trainer.prepared.indices(split))
+        assert np.array_equal(whole, Division().indices(trainer.prepared)[place])
         assert np.array_equal(np.sort(np.concatenate(parts)), whole)
         assert [len(part) for part in parts] == [20, 20]
 
@@ -83,10 +86,11 @@ def test_a_fold_trains_on_its_part_and_validates_on_the_same_part(trainer, monke
 
     monkeypatch.setattr(fitness, "fit", note)
     for fold in (0, 1):
-        trainer.train(TrainingTask(head_plan(trainer), 4, SETTINGS, fold, folds=2))
+        trainer.train(TrainingTask(head_plan(trainer), 4, SETTINGS, Division(fold, 2)))
     for fold, (train, validation, told, seed) in enumerate(seen):
-        assert np.array_equal(train, trainer.subset("train", fold, 2).indices)
-        assert np.array_equal(validation, trainer.subset("validation", fold, 2).indices)
+        expected = Division(fold, 2).indices(trainer.prepared)
+        assert np.array_equal(train, expected[0])
+        assert np.array_equal(validation, expected[1])
         assert (told, seed) == (fold, 4)
     assert not np.intersect1d(seen[0][0], seen[1][0]).size
 
@@ -102,7 +106,7 @@ def test_a_resampled_task_divides_the_same_images_anew_and_never_takes_test_imag
 
     monkeypatch.setattr(fitness, "fit", note)
     for resample in (5, 5, None):
-        trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS, resample=resample))
+        trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS, Division(resampled=resample)))
     (train, validation), again, prepared = seen
     both = np.concatenate([train, validation])
     assert np.array_equal(np.sort(both), np.sort(np.concatenate(prepared)))
@@ -212,4 +216,12 @@ def test_other_errors_are_not_taken_for_missing_memory(trainer, monkeypatch):
 
 def test_more_folds_than_images_of_a_class_are_refused(trainer):
     with pytest.raises(ValueError, match="30 folds need at least 30 images of every class"):
-        trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS, fold=0, folds=30))
+        trainer.train(TrainingTask(head_plan(trainer), 0, SETTINGS, Division(0, 30)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fold": 2, "folds": 2}, {"fold": -1}, {"folds": 2, "resampled": 0}]
+)
+def test_a_division_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="fold"):
+        Division(**wrong)

@@ -89,8 +89,8 @@ def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
     assert len(result.confirmations) > 1
     for one in result.confirmations:
         assert [run.task.seed for run in one.runs] == [6, 7, 8, 9, 10]
-        assert [run.task.resample for run in one.runs] == divisions
-        assert {(run.task.fold, run.task.folds) for run in one.runs} == {(0, 1)}
+        assert [run.task.division.resampled for run in one.runs] == divisions
+        assert {(run.task.division.fold, run.task.division.folds) for run in one.runs} == {(0, 1)}
 
 
 def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Params) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from biotune.data.division import Division
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
@@ -50,9 +51,9 @@ def test_an_unknown_task_is_none(tmp_path: Path) -> None:
         task(seed=1),
         task({"stem": None, "middle": 2.01, "top": None, "head": 1.0}),
         task({"stem": None, "middle": 2.0, "top": 1.0, "head": 1.0}),
-        replace(task(), fold=1, folds=2),
-        replace(task(), folds=2),
-        replace(task(), resample=0),
+        replace(task(), division=Division(1, 2)),
+        replace(task(), division=Division(0, 2)),
+        replace(task(), division=Division(resampled=0)),
         replace(task(), settings=TrainingSettings(3, 1, 4, 0.001)),
         replace(task(), settings=TrainingSettings(2, 2, 4, 0.001)),
         replace(task(), settings=TrainingSettings(2, 1, 8, 0.001)),
