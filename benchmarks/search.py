@@ -36,7 +36,8 @@ from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
 from pipeline.evolving import loop
-from pipeline.evolving.racing import Race, start_race
+from pipeline.evolving.confirmation import confirm, contenders
+from pipeline.evolving.racing import FullTraining, Race, start_race
 from pipeline.params import Params, load_params
 from pipeline.trials.machine import resolve_compute, training_settings
 from pipeline.trials.runs import TrainingRun
@@ -124,26 +125,26 @@ def run_search(seed: int, mode: str) -> Search:
     """One search."""
     section = _params.search.model_copy(update={"seed": seed, "racing": MODES[mode]})
     runs = TimedRuns(_trainer)
-    told: dict[str, float] = {}
     needed: dict[int, float] = {}
 
-    def note_race(*arguments: Any) -> Race | None:
+    def note_race(*arguments: Any) -> Race | FullTraining:
         race = start_race(*arguments)
-        needed.update(race.needed if race else {})
+        needed.update(race.needed if isinstance(race, Race) else {})
         return race
-
-    def note_candidate(_: loop.EvaluatedCandidate) -> None:
-        told.update(runs.spent())  # the last one's stays: what came before the confirmation
 
     begin = time.perf_counter()
     blocks = list(_trainer.backbone.blocks)
+    optimizer = loop.new_search(section, blocks)
     with mock.patch.object(loop, "start_race", note_race):
-        found = loop.evolve(section, blocks, runs, note_candidate, lambda _: None)
+        evaluated = list(loop.evolve(optimizer, section, runs))
+    evolution = runs.spent()
+    confirmed = list(confirm(contenders(optimizer, section, blocks), section, runs))
+    found = loop.search_result(evaluated, confirmed)
     row = {
         "seed": seed,
         "mode": mode,
         **runs.spent(),
-        **{f"evolution {name}": value for name, value in told.items()},
+        **{f"evolution {name}": value for name, value in evolution.items()},
         "seconds": time.perf_counter() - begin,
         "winner": found.winner.name,
         "plan": str(found.winner.plan),

@@ -29,6 +29,7 @@ from biotune.images import DigitsSource, prepare_images
 from pipeline import search
 from pipeline.params import Params, load_params
 from pipeline.trials.machine import resolve_compute
+from pipeline.trials.jobs import Job
 from pipeline.trials.pool import TrainerSetup, WorkerPool
 from pipeline.trials.side_by_side import resolve_workers
 
@@ -57,8 +58,11 @@ def in_process(trainer: Trainer, threads: int, planned: list[TrainingTask]) -> f
 def in_workers(pool: WorkerPool, planned: list[TrainingTask]) -> float:
     """Wall seconds of the tasks, side by side. Before that each worker is started."""
     begin = time.perf_counter()
-    for _ in pool.train((task, None, None) for task in planned):
-        pass
+    for task in planned:
+        pool.submit(Job(task))
+    curves = 0
+    while curves < len(planned):
+        curves += sum(outcome.curve is not None for outcome in pool.wait())
     return time.perf_counter() - begin
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from biotune.data.prepared import PreparedImages
 from biotune.files import put_folder, scratch_beside
-from biotune.finetuning.backbones import Backbone, build_backbone, weights_identity
 from biotune.finetuning.checkpoints import ModelCard, seed_file
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
@@ -26,16 +24,14 @@ from pipeline.artifacts import (
     write_json,
     written_beside,
 )
-from pipeline.attempts import tracked_attempts
 from pipeline.errors import PipelineError
-from pipeline.home import biotune_home
 from pipeline.params import Params
 from pipeline.reporting.console import percent, print_table
-from pipeline.tracking.stage_run import TrackedRun, tracked_stage
-from pipeline.trials.machine import check_training, describe, resolve_compute, training_settings
-from pipeline.trials.pool import TrainerSetup, WorkerPool
-from pipeline.trials.side_by_side import resolve_workers
-from pipeline.trials.store import EvaluationStore, shared_inputs
+from pipeline.tracking.stage_run import TrackedRun
+from pipeline.trials.jobs import Job
+from pipeline.trials.machine import training_settings
+from pipeline.trials.runs import TrainingRuns
+from pipeline.workshop import Workshop
 
 
 @dataclass(frozen=True)
@@ -106,51 +102,50 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
         ValueError, OSError: before any training, for inputs that cannot be used.
         FinetuningFailedError, LostWorkerError, FreezeProofError: as they say.
     """
-    home = biotune_home()
-    images = PreparedImages.open(prepared)
-    images.check_files()
-    # The workers build it too; here it finds what is wrong with the weights before they start.
-    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
-    backbone.check_image_size(images.image_size)
-    plans = read_plans(best_plan, tuple(backbone.blocks))
-    check_training(params.finetune, len(images.classes))
-    compute = resolve_compute(params.runtime, params.model.backbone)
-    workers = resolve_workers(params.runtime.workers, compute.device)
-    cache = params.runtime.feature_cache_bytes // workers
-    setup = TrainerSetup(prepared, params.model.backbone, params.model.weights, compute, cache)
+    shop = Workshop.check(params, params.finetune, prepared)
+    plans = read_plans(best_plan, tuple(shop.backbone.blocks))
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     _check_replaceable(files.seeds)
-    identity = weights_identity(params.model.backbone, params.model.weights)
-    inputs = shared_inputs(images.fingerprint, params.model.backbone, identity, compute)
+    _say_other_precision(best_plan, shop.compute)
     with (
-        closing(EvaluationStore(home, inputs)) as store,
-        tracked_stage("finetune", params, images.fingerprint, home) as tracked,
         scratch_beside(files.seeds, alone=True) as scratch,
-        tracked_attempts(store, tracked) as attempts,
-        WorkerPool(setup, workers, attempts.note) as pool,
+        shop.open("finetune") as (runs, tracked),
     ):
-        tracked.tags({"biotune.compute": describe(compute)})
         trained = scratch / "trained"
         trained.mkdir()
         planned = _planned(plans, params, trained)
-        progress = {task: home / "finetune" / f"{store.key(task)}.progress" for task in planned}
-        curves = _train(planned, progress, pool)
+        kept = shop.home / "finetune"
+        jobs = [
+            Job(task, weights, kept / f"{runs.key(task)}.progress")
+            for task, weights in planned.items()
+        ]
+        curves = _train(jobs, runs)
         winner, recipe = _sorted_by_plan(plans, planned, curves)
-        _keep(winner, files.model, images, backbone)
-        _keep(recipe, files.baseline, images, backbone)
+        _keep(winner, files.model, shop)
+        _keep(recipe, files.baseline, shop)
         put_folder(trained, files.seeds, scratch / "old")
         both = {"winner": winner, "best_recipe": recipe}
         _write_curves(files.curves, both)
         metrics = _metrics(both)
         write_json(files.metrics, metrics)
-        for role, one in both.items():
-            for seed in one.curves:
-                tracked.child(_tracked(role, one, seed))
+        for role, finetuned in both.items():
+            for seed in finetuned.curves:
+                tracked.child(_tracked(role, finetuned, seed))
         tracked.metrics(metrics)
-        for file in progress.values():
-            file.unlink(missing_ok=True)
+        for job in jobs:
+            _forget(job)
     _print_summary(both)
     return winner
+
+
+def _say_other_precision(best_plan: Path, compute: Compute) -> None:
+    """What ``precision: auto`` means depends on the machine; results are not quite the same."""
+    searched = read_json(best_plan, made_by="search").get("precision", compute.precision)
+    if searched != compute.precision:
+        print(
+            f"The plans were searched in {searched}; this machine trains in {compute.precision}. "
+            f"runtime.precision: {searched} would train as the search did."
+        )
 
 
 def read_plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
@@ -205,21 +200,26 @@ def _planned(
     return planned
 
 
-def _train(
-    planned: Mapping[TrainingTask, Path], progress: Mapping[TrainingTask, Path], pool: WorkerPool
-) -> dict[TrainingTask, LearningCurve]:
+def _train(jobs: Sequence[Job], runs: TrainingRuns) -> dict[TrainingTask, LearningCurve]:
     """All runs side by side; each leaves its best epoch's tensors in its file."""
     curves: dict[TrainingTask, LearningCurve] = {}
-    runs = pool.train((task, file, progress[task]) for task, file in planned.items())
-    for task, curve in tqdm(runs, total=len(planned), desc="finetune", unit="run"):
-        if curve.outcome != "finished":
-            progress[task].unlink(missing_ok=True)  # nothing can go on from there
+    by_task = {job.task: job for job in jobs}
+    for run in tqdm(runs.train(jobs), total=len(jobs), desc="finetune", unit="run"):
+        task = run.task
+        if run.curve.outcome != "finished":
+            _forget(by_task[task])  # nothing can go on from there
             raise FinetuningFailedError(
-                f"training seed {task.seed} of {task.plan} ended as {curve.outcome}; try a smaller "
-                "finetune.base_lr or finetune.batch_size"
+                f"training seed {task.seed} of {task.plan} ended as {run.curve.outcome}; try a "
+                "smaller finetune.base_lr or finetune.batch_size"
             )
-        curves[task] = curve
+        curves[task] = run.curve
     return curves
+
+
+def _forget(job: Job) -> None:
+    """Remove how far a run had come."""
+    if job.progress_file is not None:
+        job.progress_file.unlink(missing_ok=True)
 
 
 def _sorted_by_plan(
@@ -238,20 +238,22 @@ def _sorted_by_plan(
     ]
 
 
-def _keep(one: Finetuned, weights: Path, images: PreparedImages, backbone: Backbone) -> None:
-    """Write one plan's best run where it will be read."""
+def _keep(finetuned: Finetuned, weights: Path, shop: Workshop) -> None:
+    """Write a plan's best run where it will be read."""
+    images, backbone = shop.images, shop.backbone
     card = ModelCard(
         backbone=backbone.name,
         classes=images.classes,
-        plan=one.plan,
-        name=one.name,
+        plan=finetuned.plan,
+        name=finetuned.name,
         image_size=images.image_size,
         mean=backbone.mean,
         std=backbone.std,
-        validation_score=one.best_score,
+        validation_score=finetuned.best_score,
+        precision=shop.compute.precision,
     )
     with written_beside(weights) as beside:
-        shutil.copyfile(one.weights[one.best_seed], beside)
+        shutil.copyfile(finetuned.weights[finetuned.best_seed], beside)
     write_json(weights.with_suffix(".json"), card.to_json())
 
 
@@ -270,8 +272,8 @@ def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
             "validation_score": curve.validation_score[epoch],
             "validation_brier": curve.validation_brier[epoch],
         }
-        for role, one in both.items()
-        for seed, curve in one.curves.items()
+        for role, finetuned in both.items()
+        for seed, curve in finetuned.curves.items()
         for epoch in range(len(curve.train_loss))
     ]
     write_csv(path, rows, list(rows[0]))
@@ -280,29 +282,29 @@ def _write_curves(path: Path, both: Mapping[str, Finetuned]) -> None:
 def _metrics(both: Mapping[str, Finetuned]) -> dict[str, Any]:
     return {
         role: {
-            "validation_score": one.best_score,
-            "validation_score_mean": float(np.mean(one.scores)),
-            # Of the sample: what one more seed would differ by. No spread is known from one seed.
-            "validation_score_sd": float(np.std(one.scores, ddof=1))
-            if len(one.scores) > 1
+            "validation_score": finetuned.best_score,
+            "validation_score_mean": float(np.mean(finetuned.scores)),
+            # Of the sample: what another seed would differ by. Of one seed no spread is known.
+            "validation_score_sd": float(np.std(finetuned.scores, ddof=1))
+            if len(finetuned.scores) > 1
             else None,
         }
-        for role, one in both.items()
+        for role, finetuned in both.items()
     }
 
 
-def _tracked(role: str, one: Finetuned, seed: int) -> TrackedRun:
-    curve = one.curves[seed]
+def _tracked(role: str, finetuned: Finetuned, seed: int) -> TrackedRun:
+    curve = finetuned.curves[seed]
     return TrackedRun(
         name=f"{role} seed {seed}",
-        params={"plan": str(one.plan), "seed": str(seed), "name": one.name},
+        params={"plan": str(finetuned.plan), "seed": str(seed), "name": finetuned.name},
         metrics={"validation_score": max(curve.validation_score), "seconds": curve.seconds},
         curves={
             "train_loss": curve.train_loss,
             "validation_score": curve.validation_score,
             "validation_brier": curve.validation_brier,
         },
-        tags={"biotune.kind": "finetune", "biotune.kept": str(seed == one.best_seed).lower()},
+        tags={"biotune.kind": "finetune", "biotune.kept": str(seed == finetuned.best_seed).lower()},
         seconds=curve.seconds,
     )
 
@@ -310,10 +312,10 @@ def _tracked(role: str, one: Finetuned, seed: int) -> TrackedRun:
 def _print_summary(both: Mapping[str, Finetuned]) -> None:
     rows = [
         (
-            f"{role.replace('_', ' ')}: {one.name}",
-            percent(one.best_score, 2),
-            " ".join(percent(score) for score in one.scores),
+            f"{role.replace('_', ' ')}: {finetuned.name}",
+            percent(finetuned.best_score, 2),
+            " ".join(percent(score) for score in finetuned.scores),
         )
-        for role, one in both.items()
+        for role, finetuned in both.items()
     ]
     print_table("Final fine-tuning", ["plan", "validation score, kept", "each seed"], rows)

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from biotune.data.prepared import PreparedImages
-from biotune.data.splits import stratified_folds
-from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
-from biotune.finetuning.fitness import FOLD_SEED
+from biotune.data.division import Division
+from biotune.finetuning.backbones import block_sizes
+from biotune.finetuning.compute import Compute
 from pipeline.artifacts import check_writable, write_csv, write_json
-from pipeline.attempts import tracked_attempts
-from pipeline.evolving.confirmation import CLEAR_LEAD, CONFIRMATION_SEEDS, Confirmation
-from pipeline.evolving.loop import EvaluatedCandidate, SearchResult, evolve, new_search
-from pipeline.home import biotune_home
+from pipeline.evolving.confirmation import (
+    CLEAR_LEAD,
+    CONFIRMATION_SEEDS,
+    Confirmation,
+    confirm,
+    contenders,
+)
+from pipeline.evolving.loop import (
+    EvaluatedCandidate,
+    SearchResult,
+    evolve,
+    new_search,
+    search_result,
+)
 from pipeline.params import Params, SearchParams
 from pipeline.reporting.console import percent, print_plan, print_table
 from pipeline.reporting.plots import search_figures
 from pipeline.reporting.rows import confirmation_row, evaluation_row, tracked_genome
-from pipeline.tracking.stage_run import StageRun, tracked_stage
-from pipeline.trials.machine import check_training, describe, resolve_compute
-from pipeline.trials.pool import TrainerSetup, WorkerPool
-from pipeline.trials.runs import TrainingRuns
-from pipeline.trials.side_by_side import resolve_workers
-from pipeline.trials.store import EvaluationStore, shared_inputs
+from pipeline.tracking.stage_run import StageRun
+from pipeline.trials.machine import describe
+from pipeline.workshop import Workshop
 
 
 @dataclass(frozen=True)
@@ -53,84 +58,67 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         ValueError, OSError: before any training, for inputs that cannot be used.
         SearchFailedError, LostWorkerError, FreezeProofError: as they say.
     """
-    home = biotune_home()
-    model, section = params.model, params.search
-    compute = resolve_compute(params.runtime, model.backbone)
-    images, sizes = _checked_inputs(params, prepared)
-    check_training(section, len(images.classes))
+    section = params.search
+    shop = Workshop.check(params, section, prepared)
+    Division(0, section.folds).indices(shop.images)  # every class has enough images for the folds
     check_writable(files.best_plan, files.evaluations, files.confirmations, files.metrics)
-    identity = weights_identity(model.backbone, model.weights)
-    inputs = shared_inputs(images.fingerprint, model.backbone, identity, compute)
-    workers = resolve_workers(params.runtime.workers, compute.device)
-    cache = params.runtime.feature_cache_bytes // workers
-    setup = TrainerSetup(prepared, model.backbone, model.weights, compute, cache)
-    print(f"Training on {describe(compute)}; {workers} at a time")
+    sizes = block_sizes(params.model.backbone, len(shop.images.classes))
+    blocks = tuple(sizes)
+    optimizer = new_search(section, blocks)
+    print(f"Training on {describe(shop.compute)}; {shop.workers or 1} at a time")
     with (
-        closing(EvaluationStore(home, inputs)) as store,
-        tracked_stage("search", params, images.fingerprint, home) as tracked,
-        tracked_attempts(store, tracked) as attempts,
-        WorkerPool(setup, workers, attempts.note, store.put) as pool,
-        _Progress(params, sizes, tracked) as progress,
+        shop.open("search") as (runs, tracked),
+        _Progress(section, sum(sizes.values()), tracked, optimizer.planned_evaluations) as progress,
     ):
-        tracked.tags({"biotune.compute": describe(compute)})
-        runs = TrainingRuns(store, pool)
-        result = evolve(section, tuple(sizes), runs, progress.evaluated, progress.confirmed)
+        evaluated = [progress.show(told) for told in evolve(optimizer, section, runs)]
+        found = contenders(optimizer, section, blocks)
+        confirmed = [progress.confirm(plan) for plan in confirm(found, section, runs)]
+        result = search_result(evaluated, confirmed)
         headline = _headline(result, sum(sizes.values()))
-        evaluations = _write(result, files, sum(sizes.values()), headline)
+        evaluations = _write(result, files, sum(sizes.values()), headline, shop.compute)
         tracked.metrics(headline)
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(evaluations))
     _print_summary(result, sizes, section, headline)
-    for one in attempts:
-        print(f"Tried again: seed {one.task.seed} of {one.task.plan}, because of {one.reason}")
+    for attempt in runs.attempts:
+        task = attempt.task
+        print(f"Tried again: seed {task.seed} of {task.plan}, because of {attempt.reason}")
     return result
-
-
-def _checked_inputs(params: Params, prepared: Path) -> tuple[PreparedImages, dict[str, int]]:
-    """The images, and each block's number of parameters; what is wrong is found before training."""
-    images = PreparedImages.open(prepared)
-    images.check_files()
-    for split in ("train", "validation"):  # that every class has enough images for the folds
-        stratified_folds(images.labels[images.indices(split)], params.search.folds, FOLD_SEED)
-    # The workers build it too; here only to find what is wrong with the weights before they start.
-    backbone = build_backbone(params.model.backbone, params.model.weights, len(images.classes))
-    backbone.check_image_size(images.image_size)
-    return images, block_sizes(params.model.backbone, len(images.classes))
 
 
 @dataclass
 class _Progress:
     """Shows and tracks every evaluation as soon as it is known."""
 
-    params: Params
-    sizes: dict[str, int]
+    section: SearchParams
+    parameters: int
     tracked: StageRun
+    candidates: int
     best: float = field(default=1.0, init=False)
 
     def __enter__(self) -> _Progress:
-        section = self.params.search
-        candidates = new_search(section, tuple(self.sizes)).planned_evaluations
         # The best recipe is confirmed beside the top k; it may be one of them.
-        confirmations = section.confirm_top_k + 1
-        self.planned = candidates * len(section.training_seeds) + confirmations * CONFIRMATION_SEEDS
+        confirmations = (self.section.confirm_top_k + 1) * CONFIRMATION_SEEDS
+        self.planned = self.candidates * len(self.section.training_seeds) + confirmations
         self.bar = tqdm(total=self.planned, desc="search", unit="run", dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def evaluated(self, one: EvaluatedCandidate) -> None:
-        total = sum(self.sizes.values())
-        self.tracked.child(tracked_genome(one, self.params.search.base_lr, total))
-        self.best = min(self.best, one.candidate.fitness)
+    def show(self, told: EvaluatedCandidate) -> EvaluatedCandidate:
+        self.tracked.child(tracked_genome(told, self.section.base_lr, self.parameters))
+        self.best = min(self.best, told.candidate.fitness)
         self.bar.set_postfix_str(f"best fitness {self.best:.4f}", refresh=False)
-        self._count(len(one.runs), len(self.params.search.training_seeds))
+        self._count(len(told.runs), len(self.section.training_seeds))
+        return told
 
-    def confirmed(self, one: Confirmation) -> None:
-        self._count(len(one.runs), CONFIRMATION_SEEDS)
-        accuracy = percent(1 - one.evaluation.fitness, 2)
-        dropped = f", dropped after {len(one.runs)} seeds" if one.dropped else ""
-        self.bar.write(f"confirmed {one.name}: validation score {accuracy}{dropped}")
+    def confirm(self, plan: Confirmation) -> Confirmation:
+        self._count(len(plan.runs), CONFIRMATION_SEEDS)
+        accuracy = percent(1 - plan.evaluation.fitness, 2)
+        dropped = f", dropped after {len(plan.runs)} seeds" if plan.dropped else ""
+        self.bar.write(f"confirmed {plan.name}: validation score {accuracy}{dropped}")
+        return plan
 
     def _count(self, done: int, planned: int) -> None:
         """Runs that racing saved are no longer to come."""
@@ -140,12 +128,16 @@ class _Progress:
 
 
 def _write(
-    result: SearchResult, files: SearchFiles, total: int, headline: Mapping[str, float]
+    result: SearchResult,
+    files: SearchFiles,
+    total: int,
+    headline: Mapping[str, float],
+    compute: Compute,
 ) -> list[dict[str, Any]]:
     """Write all files; the rows of ``evaluations.csv``."""
-    evaluations = [evaluation_row(one, total) for one in result.evaluated]
+    evaluations = [evaluation_row(told, total) for told in result.evaluated]
     write_csv(files.evaluations, evaluations, list(evaluations[0]))
-    confirmations = [confirmation_row(one, total) for one in result.confirmations]
+    confirmations = [confirmation_row(plan, total) for plan in result.confirmations]
     write_csv(files.confirmations, confirmations, list(confirmations[0]))
     write_json(files.metrics, headline)
     winner, recipe = result.winner, result.best_recipe
@@ -156,6 +148,7 @@ def _write(
             "genome": winner.candidate.genome.to_list() if winner.candidate else None,
             "fitness": winner.evaluation.fitness,
             "name": winner.name,
+            "precision": compute.precision,
             "best_recipe": {
                 "blocks": dict(recipe.plan),
                 "fitness": recipe.evaluation.fitness,
@@ -176,14 +169,14 @@ def _headline(result: SearchResult, total: int) -> dict[str, float]:
         "trained_parameters": winner.trained_parameters or 0,
         "trained_share": (winner.trained_parameters or 0) / total,
         "evaluations": len(result.evaluated),
-        "stopped": sum(_is_stopped(one) for one in result.evaluated),
-        "runs": sum(len(one.runs) for one in result.evaluated),
-        "epochs": sum(one.epochs for one in result.evaluated),
+        "stopped": sum(_is_stopped(told) for told in result.evaluated),
+        "runs": sum(len(told.runs) for told in result.evaluated),
+        "epochs": sum(told.epochs for told in result.evaluated),
     }
 
 
-def _is_stopped(one: EvaluatedCandidate) -> bool:
-    return one.candidate.evaluation is not None and one.candidate.evaluation.outcome == "stopped"
+def _is_stopped(told: EvaluatedCandidate) -> bool:
+    return told.candidate.evaluation is not None and told.candidate.evaluation.outcome == "stopped"
 
 
 def _print_summary(
@@ -199,13 +192,13 @@ def _print_summary(
     )
     rows = [
         (
-            one.name + (" (best recipe)" if one.recipe else ""),
-            f"{len(one.runs)}{' (dropped)' if one.dropped else ''}",
-            percent(1 - one.evaluation.fitness, 2),
-            f"{one.evaluation.brier:.4f}" if one.evaluation.brier is not None else "",
-            percent((one.evaluation.trained_parameters or 0) / sum(sizes.values())),
+            plan.name + (" (best recipe)" if plan.recipe else ""),
+            f"{len(plan.runs)}{' (dropped)' if plan.dropped else ''}",
+            percent(1 - plan.evaluation.fitness, 2),
+            f"{plan.evaluation.brier:.4f}" if plan.evaluation.brier is not None else "",
+            percent((plan.evaluation.trained_parameters or 0) / sum(sizes.values())),
         )
-        for one in result.confirmations
+        for plan in result.confirmations
     ]
     title = "Confirmed: mean of fresh seeds"
     columns = ["plan", "seeds", "validation score", "Brier", "parameters trained"]

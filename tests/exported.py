@@ -59,6 +59,7 @@ def export_digits(folder: Path) -> Exported:
         mean=backbone.mean,
         std=backbone.std,
         validation_score=0.5,
+        precision="fp32",
     )
     (folder / "deploy").mkdir()
     path = folder / "deploy" / "model.onnx"

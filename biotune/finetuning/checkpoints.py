@@ -28,6 +28,7 @@ class ModelCard:
         mean: per channel, of pixels in [0, 1].
         std: likewise.
         validation_score: at the kept epoch, by `finetune.metric`, in [0, 1].
+        precision: that it was trained in, such as ``fp32`` or ``bf16``.
     """
 
     backbone: str
@@ -38,6 +39,7 @@ class ModelCard:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     validation_score: float
+    precision: str
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -61,6 +63,7 @@ class ModelCard:
             mean=_channels(card["mean"]),
             std=_channels(card["std"]),
             validation_score=card["validation_score"],
+            precision=card["precision"],
         )
 
 

@@ -4,20 +4,21 @@ of the images."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from biotune.data.division import AS_PREPARED, Division
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.genome import decode
-from biotune.evolution.optimizer import BioTune
+from biotune.evolution.protocol import Optimizer
 from biotune.evolution.recipes import recipes
 from biotune.finetuning.fitness import TrainingTask, evaluate
-from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
 from pipeline.evolving.racing import cost_rank
 from pipeline.params import SearchParams
+from pipeline.trials.machine import training_settings
 from pipeline.trials.runs import Runs, TrainingRun, at_once, follow
 
 CONFIRMATION_SEEDS = 5
@@ -69,7 +70,7 @@ class Confirmation:
         Over the seeds that both have. Both must be finished.
         """
         pairs = zip(self.runs, other.runs, strict=False)
-        differences = np.array([_score(own) - _score(its) for own, its in pairs])
+        differences = np.array([_score(run) - _score(others) for run, others in pairs])
         spread = differences.std(ddof=1) / np.sqrt(len(differences))
         return float(differences.mean()), float(spread)
 
@@ -84,110 +85,129 @@ class Contender:
     recipe: bool
 
 
-def contenders(search: BioTune, params: SearchParams) -> list[Contender]:
-    """The best recipe, first, and the best distinct plans of the search, which may include it."""
+def contenders(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -> list[Contender]:
+    """The best recipe, first, and the best distinct plans of the search, which may include it.
+
+    Args:
+        search: whose candidates are told.
+        params: the ``search`` section.
+        blocks: of the network, in forward order, the head last.
+    """
     best_with: dict[FineTunePlan, Candidate] = {}
-    for one in search.ranked:
-        if one.finished:
-            best_with.setdefault(one.plan, one)
-    recipe = _best_recipe(search)
+    for candidate in search.ranked:
+        if candidate.finished:
+            best_with.setdefault(candidate.plan, candidate)
+    recipe = _best_recipe(search, params, blocks)
     top = list(best_with.values())[: params.confirm_top_k]
-    others = [one for one in top if one.plan != recipe.plan]
-    return [recipe, *(Contender(f"candidate {one.id}", one.plan, one, False) for one in others)]
+    return [
+        recipe,
+        *(
+            Contender(f"candidate {candidate.id}", candidate.plan, candidate, recipe=False)
+            for candidate in top
+            if candidate.plan != recipe.plan
+        ),
+    ]
 
 
-def confirm(
-    found: Sequence[Contender],
-    params: SearchParams,
-    settings: TrainingSettings,
-    runs: Runs,
-    *,
-    racing: bool,
-) -> Iterator[Confirmation]:
+def confirm(found: Sequence[Contender], params: SearchParams, runs: Runs) -> Iterator[Confirmation]:
     """Train contenders on fresh seeds, and yield each as soon as it needs no more.
+
+    With ``racing``, the best plan alone is confirmed, beside the recipe that it is held against.
+    Which is the best is decided by three seeds of each, of the search or fresh. If it does not lead
+    the recipe after two fresh seeds, neither gets more: it would hardly come to lead clearly.
 
     Args:
         found: the best recipe first; see :func:`contenders`.
         params: the ``search`` section.
-        settings: of every run.
         runs: trains.
-        racing: confirm the best plan alone, beside the recipe that it is held against. Which is the
-            best is decided by three seeds of each, of the search or fresh. If it does not lead the
-            recipe after two fresh seeds, neither gets more: it would hardly come to lead clearly.
     """
-    fresh = max(params.training_seeds) + 1
-    tasks = {
-        one: [
+    stand = _Confirming(params, runs)
+    if not params.racing:
+        yield from stand.train(found, CONFIRMATION_SEEDS)
+        return
+    recipe, *plans = found
+    stand.train_all(plans, max(0, EVIDENCE - len(params.training_seeds)))
+    going_on = [recipe, *sorted(plans, key=stand.judged)[:1]]
+    yield from (stand.done[plan] for plan in plans if plan in stand.done and plan not in going_on)
+    stand.train_all(going_on, FIRST_SEEDS)
+    leader = min(going_on, key=lambda contender: stand.done[contender].evaluation.rank_key)
+    if leader != recipe:
+        stand.train_all([recipe, leader], CONFIRMATION_SEEDS)
+    yield from (stand.done[contender] for contender in going_on)
+
+
+@dataclass
+class _Confirming:
+    """Contenders, and what is confirmed of them so far."""
+
+    params: SearchParams
+    runs: Runs
+    done: dict[Contender, Confirmation] = field(default_factory=dict)
+
+    def train_all(self, chosen: Sequence[Contender], seeds: int) -> None:
+        """See to it that all of these have so many fresh seeds."""
+        for _ in self.train(chosen, seeds):
+            pass
+
+    def train(self, chosen: Sequence[Contender], seeds: int) -> Iterator[Confirmation]:
+        """The same; each that needed more as soon as it has them."""
+        earlier = {one: self.done[one].runs if one in self.done else () for one in chosen}
+        missing = {
+            contender: at_once(self._tasks(contender)[len(its_runs) : seeds])
+            for contender, its_runs in earlier.items()
+            if len(its_runs) < seeds
+        }
+        for contender, later in follow(missing, self.runs, cost_rank):
+            self.done[contender] = _confirmation(contender, (*earlier[contender], *later))
+            yield self.done[contender]
+
+    def judged(self, contender: Contender) -> tuple[bool, float]:
+        """Sorts the best plan first, by its mean fitness over the search's seeds and fresh ones."""
+        fitness = contender.candidate.fitness if contender.candidate else math.inf
+        fresh = self.done.get(contender)
+        if fresh is None:
+            return False, fitness
+        seeds, count = len(self.params.training_seeds), len(fresh.runs)
+        mean = (seeds * fitness + count * fresh.evaluation.fitness) / (seeds + count)
+        return fresh.evaluation.outcome != "finished", mean
+
+    def _tasks(self, contender: Contender) -> list[TrainingTask]:
+        """Of all fresh seeds."""
+        settings, fresh = training_settings(self.params), max(self.params.training_seeds) + 1
+        resampled = self.params.confirm_on == "resampled"
+        return [
             TrainingTask(
-                one.plan,
+                contender.plan,
                 seed,
                 settings,
-                resample=seed if params.confirm_on == "resampled" else None,
+                Division(resampled=seed) if resampled else AS_PREPARED,
             )
             for seed in range(fresh, fresh + CONFIRMATION_SEEDS)
         ]
-        for one in found
-    }
-    done: dict[Contender, Confirmation] = {}
-
-    def train(chosen: Sequence[Contender], seeds: int) -> None:
-        earlier = {one: done[one].runs if one in done else () for one in chosen}
-        missing = {
-            one: at_once(tasks[one][len(own) : seeds])
-            for one, own in earlier.items()
-            if len(own) < seeds
-        }
-        for one, own in follow(missing, runs, cost_rank):
-            done[one] = _confirmation(one, (*earlier[one], *own))
-
-    going_on = list(found)
-    if racing:
-        recipe, *plans = found
-        seeds = len(params.training_seeds)
-        train(plans, max(0, EVIDENCE - seeds))
-        going_on = [recipe, *sorted(plans, key=lambda one: _judged(one, done.get(one), seeds))[:1]]
-        yield from (done[one] for one in plans if one in done and one not in going_on)
-    train(going_on, FIRST_SEEDS if racing else CONFIRMATION_SEEDS)
-    if racing:
-        before, going_on = going_on, _leader_and_recipe(going_on, done)
-        yield from (done[one] for one in before if one not in going_on)
-        train(going_on, CONFIRMATION_SEEDS)
-    yield from (done[one] for one in going_on)
 
 
-def _judged(one: Contender, fresh: Confirmation | None, seeds: int) -> tuple[bool, float]:
-    """Sorts the best plan first, by its mean fitness over the search's seeds and fresh ones."""
-    found = one.candidate.fitness if one.candidate else math.inf
-    if fresh is None:
-        return False, found
-    count = len(fresh.runs)
-    mean = (seeds * found + count * fresh.evaluation.fitness) / (seeds + count)
-    return fresh.evaluation.outcome != "finished", mean
+def _confirmation(contender: Contender, runs: Sequence[TrainingRun]) -> Confirmation:
+    return Confirmation(
+        name=contender.name,
+        plan=contender.plan,
+        candidate=contender.candidate,
+        recipe=contender.recipe,
+        evaluation=evaluate([run.curve for run in runs]),
+        runs=tuple(runs),
+    )
 
 
-def _leader_and_recipe(
-    found: Sequence[Contender], done: Mapping[Contender, Confirmation]
-) -> list[Contender]:
-    """The best recipe, which is the first, and the best plan; none if the recipe is better."""
-    ranked = sorted(found, key=lambda one: done[one].evaluation.rank_key)
-    return [found[0], ranked[0]] if ranked and ranked[0] != found[0] else []
-
-
-def _confirmation(one: Contender, runs: Sequence[TrainingRun]) -> Confirmation:
-    evaluation = evaluate([run.curve for run in runs])
-    return Confirmation(one.name, one.plan, one.candidate, one.recipe, evaluation, tuple(runs))
-
-
-def _best_recipe(search: BioTune) -> Contender:
+def _best_recipe(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -> Contender:
     """The best of the recipes that the search tried; full fine-tuning if it tried none."""
-    tried = [one for one in search.history if one.origin.startswith("recipe:")]
+    tried = [candidate for candidate in search.history if candidate.recipe is not None]
     if tried:
-        place = {one.id: rank for rank, one in enumerate(search.ranked)}
+        place = {candidate.id: rank for rank, candidate in enumerate(search.ranked)}
         # With several folds, recipes that did not last are in no ranking; they share fold 0.
         best = min(tried, key=lambda one: (place.get(one.id, len(place)), one.rank_key))
-        return Contender(best.origin.removeprefix("recipe:"), best.plan, best, recipe=True)
-    first = recipes(search.blocks, search.head)[0]
-    return Contender(first.name, decode(first.genome, search.blocks, search.head), None, True)
+        return Contender(str(best.recipe), best.plan, best, recipe=True)
+    first = recipes(blocks, params.head)[0]
+    plan = decode(first.genome, blocks, params.head)
+    return Contender(first.name, plan, candidate=None, recipe=True)
 
 
 def _score(run: TrainingRun) -> float:

@@ -1,6 +1,7 @@
-"""Who is hopeless: when a candidate gets no further seeds, and a run no further epochs.
+"""What of a batch of candidates is trained, and when a candidate is done.
 
-A candidate of a later generation has to beat an elite, or it changes nothing. What it needs is
+With racing, a hopeless candidate gets no further seeds, and a hopeless run no further epochs. A
+candidate of a later generation has to beat an elite, or it changes nothing. What it needs is
 frozen before its batch is asked for, so neither order nor number of workers matters:
 
 - *seeds*: the next training seed is only run while the optimistic bound of the candidate's fitness
@@ -10,8 +11,8 @@ frozen before its batch is asked for, so neither order nor number of workers mat
   good curves had.
 
 And no more candidates of a batch get further seeds than can change anything, by their first one:
-see :func:`deserve_all_seeds`. That is all that holds for the first generation, whose runs all go to
-their end.
+see :meth:`Race.deserve_all_seeds`. That is all that holds for the first generation, whose runs all
+go to their end.
 
 A stopped candidate ranks after every finished one, and is not confirmed; only the best recipe is in
 any case. Its fitness, which the extinction factors take, is what it would probably have come to.
@@ -20,17 +21,19 @@ any case. Its fitness, which the extinction factors take, is what it would proba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from biotune.data.division import Division
 from biotune.evolution.candidate import Candidate
 from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation
-from pipeline.trials.runs import TrainingRun
+from pipeline.trials.runs import NextTasks, Runs, TrainingRun, at_once, follow
 
 SEED_OPTIMISM = 0.1
 """Standard deviations that a mean of few seeds is granted to be too poor by.
@@ -84,29 +87,121 @@ class Forecast:
         )
 
 
+EvaluatedRuns = tuple[Candidate, tuple[TrainingRun, ...], Evaluation]
+"""A candidate that is done, its runs in the order of the training seeds, and its score."""
+
+
+@dataclass(frozen=True)
+class FullTraining:
+    """No race: every candidate of a batch gets all its seeds, each to its end.
+
+    Attributes:
+        seeds: training seeds, at least one.
+        settings: of every run.
+        folds: of the search.
+    """
+
+    seeds: tuple[int, ...]
+    settings: TrainingSettings
+    folds: int = 1
+
+    def run(self, batch: Sequence[Candidate], runs: Runs) -> Iterator[EvaluatedRuns]:
+        """Train a batch; each candidate as soon as its last run has ended."""
+        by_id = {candidate.id: candidate for candidate in batch}
+        wanted = {
+            key: at_once([self.task(candidate, place) for place in range(len(self.seeds))])
+            for key, candidate in by_id.items()
+        }
+        for key, its_runs in follow(wanted, runs, cost_rank):
+            yield by_id[key], its_runs, evaluate([run.curve for run in its_runs])
+
+    def task(
+        self, candidate: Candidate, place: int, must_reach: tuple[float, ...] = ()
+    ) -> TrainingTask:
+        """The run of a candidate's seed at this place, from 0."""
+        division = Division(candidate.fold, self.folds)
+        return TrainingTask(
+            candidate.plan, self.seeds[place], self.settings, division, must_reach=must_reach
+        )
+
+    def is_over(self, runs: Sequence[TrainingRun]) -> bool:
+        """Whether more runs of the same candidate cannot change what it is."""
+        return len(runs) == len(self.seeds) or runs[-1].curve.outcome != "finished"
+
+
 @dataclass(frozen=True)
 class Race:
     """What the runs of one batch are held against; see :func:`start_race`.
 
     Attributes:
+        full: what a candidate is trained in that is not stopped.
+        places: how many of a kind may get more seeds than the first.
         needed: candidate id → fitness that it must reach; no entry for one that runs in full.
-        seeds: number of training seeds.
+            Empty for the first generation, in which all compete for the same places.
         seed_spread: standard deviation of the logarithm of one seed's error round its candidate's
             mean; a ratio, because the errors of good candidates also vary less.
         forecasts: of a run's end after 1, 2, … epochs; None where too little is known.
     """
 
-    needed: dict[int, float]
-    seeds: int
-    seed_spread: float
-    forecasts: tuple[Forecast | None, ...]
+    full: FullTraining
+    places: int
+    needed: dict[int, float] = field(default_factory=dict)
+    seed_spread: float = 0.0
+    forecasts: tuple[Forecast | None, ...] = ()
+
+    def run(self, batch: Sequence[Candidate], runs: Runs) -> Iterator[EvaluatedRuns]:
+        """Train a batch; each candidate as soon as it is over or stopped.
+
+        Only who gets more than the first seed is decided among all of them, and waits for all.
+        """
+        by_id = {candidate.id: candidate for candidate in batch}
+        first: dict[int, tuple[TrainingRun, ...]] = {}
+        wanted = {key: at_once([self._task(candidate, ())]) for key, candidate in by_id.items()}
+        for key, its_runs in follow(wanted, runs, cost_rank):
+            if self.full.is_over(its_runs):
+                yield by_id[key], its_runs, self._evaluation(by_id[key], its_runs)
+            else:
+                first[key] = its_runs
+        going_on = self.deserve_all_seeds(by_id, first)
+        for key in first:
+            if key not in going_on:
+                yield by_id[key], first[key], self._evaluation(by_id[key], first[key])
+        rest = {key: self._next_seed(by_id[key], first[key]) for key in by_id if key in going_on}
+        for key, later in follow(rest, runs, cost_rank):
+            its_runs = (*first[key], *later)
+            yield by_id[key], its_runs, self._evaluation(by_id[key], its_runs)
+
+    def deserve_all_seeds(
+        self, batch: Mapping[int, Candidate], first: Mapping[int, Sequence[TrainingRun]]
+    ) -> set[int]:
+        """Who of a batch may get more than its first training seed; all others are stopped.
+
+        No more than can change anything: of each elite's trials the best, of the offspring as many
+        as there are places; of the first generation, which has no elites to be held against, as
+        many, too.
+
+        Args:
+            batch: by id.
+            first: candidate id → the run of its first seed; of those that have more seeds to come.
+        """
+        scores = {key: evaluate([run.curve for run in runs]) for key, runs in first.items()}
+        finished = [key for key, score in scores.items() if score.outcome == "finished"]
+        order = sorted(finished, key=lambda key: (scores[key].rank_key, key))
+        if not self.needed:
+            return set(order[: self.places])
+        raced = [key for key in order if key in self.needed]
+        trials = [key for key in raced if batch[key].role == "trial"]
+        best_of = {batch[key].parents[0]: key for key in reversed(trials)}
+        others = [key for key in raced if batch[key].role != "trial"]
+        return {*best_of.values(), *others[: self.places], *(first.keys() - self.needed.keys())}
 
     def enough(self, needed: float, trained: int) -> float:
         """The mean fitness of this many seeds that may still become ``needed`` over all seeds.
 
         The mean of k of K seeds lies round the mean of all with variance σ²(K − k)/(kK).
         """
-        left = (self.seeds - trained) / (trained * self.seeds)
+        seeds = len(self.full.seeds)
+        left = (seeds - trained) / (trained * seeds)
         factor = math.exp(SEED_OPTIMISM * self.seed_spread * math.sqrt(left))
         return (needed + SMALLEST_ERROR) * factor - SMALLEST_ERROR
 
@@ -130,7 +225,8 @@ class Race:
         count = len(runs) + 1
         needed = count * self.enough(self.needed[candidate.id], count) - earlier
         return tuple(
-            0.0 if one is None else max(0.0, 1 - one.most_before(needed)) for one in self.forecasts
+            0.0 if forecast is None else max(0.0, 1 - forecast.most_before(needed))
+            for forecast in self.forecasts
         )
 
     def stopped(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> Evaluation:
@@ -138,8 +234,31 @@ class Race:
         no better than what it needed."""
         errors = [self._expected_error(run.curve) for run in runs]
         seen = evaluate([replace(run.curve, outcome="finished") for run in runs])
-        fitness = max(float(np.mean(errors)), self.needed[candidate.id])
+        fitness = max(float(np.mean(errors)), self.needed.get(candidate.id, 0.0))
         return replace(seen, fitness=fitness, outcome="stopped")
+
+    def _task(self, candidate: Candidate, done: Sequence[TrainingRun]) -> TrainingTask:
+        """The run of a candidate's next seed, given those that are done."""
+        return self.full.task(candidate, len(done), self.must_reach(candidate, done))
+
+    def _next_seed(self, candidate: Candidate, first: Sequence[TrainingRun]) -> NextTasks:
+        """One more of a candidate's seeds, after these, while it is not hopeless."""
+
+        def wanted(later: Sequence[TrainingRun]) -> Sequence[TrainingTask]:
+            done = (*first, *later)
+            if self.full.is_over(done) or not self.deserves_another_seed(candidate, done):
+                return []
+            return [self._task(candidate, done)]
+
+        return wanted
+
+    def _evaluation(self, candidate: Candidate, runs: Sequence[TrainingRun]) -> Evaluation:
+        outcomes = {run.curve.outcome for run in runs}
+        failed = outcomes - {"finished", "stopped"}
+        complete = outcomes == {"finished"} and len(runs) == len(self.full.seeds)
+        if failed or complete:
+            return evaluate([run.curve for run in runs if run.curve.outcome != "stopped"])
+        return self.stopped(candidate, runs)
 
     def _expected_error(self, curve: LearningCurve) -> float:
         error = 1 - max(curve.validation_score)
@@ -150,76 +269,48 @@ class Race:
 
 
 def start_race(
-    batch: Iterable[Candidate],
+    batch: Sequence[Candidate],
     elites: Sequence[Candidate],
     told: Iterable[tuple[Candidate, Sequence[TrainingRun]]],
-    seeds: int,
-    epochs: int,
-) -> Race | None:
-    """What a batch must reach; None if it runs in full.
+    full: FullTraining,
+    places: int,
+) -> Race | FullTraining:
+    """What a batch must reach; ``full`` itself where it cannot be held against anything.
 
     Args:
         batch: candidates that are about to be trained, of one fold.
         elites: those that stand now, best first; none while the first generation is scored.
         told: every candidate that was told before, with its runs.
-        seeds: number of training seeds.
-        epochs: that a run has at most.
+        full: what a candidate is trained in that is not stopped.
+        places: how many elites there are.
     """
-    batch = list(batch)
-    of_fold = [(one, runs) for one, runs in told if one.fold == batch[0].fold]
-    known = [(one, runs) for one, runs in of_fold if one.finished]
+    of_fold = [(candidate, runs) for candidate, runs in told if candidate.fold == batch[0].fold]
+    whole = [(candidate, runs) for candidate, runs in of_fold if candidate.finished]
     comparable = all(elite.fold == batch[0].fold for elite in elites)
-    if not elites or not comparable or not known:
-        return None
+    if not elites or not comparable or not whole:
+        later = any(candidate.generation for candidate in batch)
+        # One more than there are elites: the best of those that are not elites breeds, too.
+        return full if later else Race(full, places + 1)
     fitness = {elite.id: elite.fitness for elite in elites}
-    in_full = {candidate.plan for candidate, _ in known}  # costs nothing once more
+    in_full = {candidate.plan for candidate, _ in whole}  # costs nothing once more
     ended = {run.task: run.curve for _, runs in of_fold for run in runs}
     finished = [curve for curve in ended.values() if curve.outcome == "finished"]
-    return Race(
-        needed={
-            one.id: fitness.get(one.parents[0], math.inf)
-            if one.origin == "exploitation"
-            else max(fitness.values())
-            for one in batch
-            if one.origin != "rescore" and one.plan not in in_full
-        },
-        seeds=seeds,
-        seed_spread=_seed_spread([runs for _, runs in known]),
-        forecasts=tuple(forecast_after(finished, done) for done in range(1, epochs)),
-    )
-
-
-def deserve_all_seeds(
-    batch: Mapping[int, Candidate],
-    first: Mapping[int, Sequence[TrainingRun]],
-    race: Race | None,
-    elites: int,
-) -> set[int]:
-    """Who of a batch may get more than its first training seed; all others are stopped.
-
-    No more than can change anything: of each elite's trials the best, of the offspring as many as
-    there are elites; of the first generation, which has no elites to be held against, one more
-    than there are elites.
-
-    Args:
-        batch: by id.
-        first: candidate id → the run of its first seed.
-        race: None where nothing is known that the batch could be held against.
-        elites: E.
-    """
-    if race is None and any(one.generation for one in batch.values()):
-        return set(batch)
-    scores = {key: evaluate([run.curve for run in runs]) for key, runs in first.items()}
-    finished = [key for key, score in scores.items() if score.outcome == "finished"]
-    order = sorted(finished, key=lambda key: (scores[key].rank_key, key))
-    if race is None:
-        return set(order[: elites + 1])
-    raced = [key for key in order if key in race.needed]
-    best_of = {
-        batch[key].parents[0]: key for key in reversed(raced) if batch[key].origin == "exploitation"
+    needed = {
+        candidate.id: fitness.get(candidate.parents[0], math.inf)
+        if candidate.role == "trial"
+        else max(fitness.values())
+        for candidate in batch
+        if candidate.role != "rescore" and candidate.plan not in in_full
     }
-    others = [key for key in raced if batch[key].origin != "exploitation"]
-    return {*best_of.values(), *others[:elites], *(set(batch) - set(race.needed))}
+    if not needed:
+        return full
+    return Race(
+        full,
+        places,
+        needed,
+        seed_spread=_seed_spread([runs for _, runs in whole]),
+        forecasts=tuple(forecast_after(finished, done) for done in range(1, full.settings.epochs)),
+    )
 
 
 def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import PipelineError
+from pipeline.trials.jobs import Job, Outcome
 from pipeline.trials.side_by_side import count_gpus
-from pipeline.trials.worker import Answer, Job, TrainerSetup, Worker
+from pipeline.trials.worker import Answer, TrainerSetup, Worker, start_trainer, train
 
 if TYPE_CHECKING:
-    from biotune.finetuning.fitness import TrainingTask
-    from biotune.finetuning.learning_curve import LearningCurve
+    from biotune.finetuning.fitness import Trainer
 
-__all__ = ["Attempt", "LostWorkerError", "TrainerSetup", "WorkerPool"]
+__all__ = ["InProcess", "LostWorkerError", "TrainerSetup", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
@@ -36,27 +34,9 @@ class LostWorkerError(PipelineError):
     """A run was lost with its worker again and again: it has no result, and is not a score."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A run that had no result, and was tried again.
-
-    Attributes:
-        task: what was trained.
-        reason: why there was none.
-    """
-
-    task: TrainingTask
-    reason: str
-
-    def row(self) -> dict[str, object]:
-        """One row of ``attempts.csv``."""
-        own = self.task
-        return {"seed": own.seed, "fold": own.fold, "reason": self.reason, "plan": str(own.plan)}
-
-
 @dataclass
 class _Waiting:
-    """A job, and how often it was tried."""
+    """A job, and why it was tried before."""
 
     job: Job
     reasons: list[str] = field(default_factory=list)
@@ -68,92 +48,49 @@ class WorkerPool:
     Args:
         setup: of the network that each worker builds, once.
         workers: how many, at least 1.
-        on_attempt: called for every run that had no result and is tried again, or was given up.
-        on_finished: called with every result at the moment of its receipt, before anything else can
-            fail: what is to be kept is kept there.
+        worker: makes one for a device.
     """
 
     def __init__(
         self,
         setup: TrainerSetup,
         workers: int,
-        on_attempt: Callable[[Attempt], None] = lambda _: None,
-        on_finished: Callable[[TrainingTask, LearningCurve], None] = lambda *_: None,
+        worker: Callable[[TrainerSetup, str], Worker] = Worker,
     ) -> None:
-        self._on_attempt, self._on_finished = on_attempt, on_finished
         self._waiting: deque[_Waiting] = deque()
-        self._finished: deque[tuple[TrainingTask, LearningCurve]] = deque()
         self._busy: dict[Worker, _Waiting] = {}
-        devices = worker_devices(setup.compute.device, workers)
-        self._idle = [Worker(setup, device) for device in devices]
+        self._idle = [worker(setup, one) for one in worker_devices(setup.compute.device, workers)]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # An interrupted search must not wait for minutes of training; what had finished is kept.
-        self._kill()
+        for worker in [*self._busy, *self._idle]:
+            worker.kill()
+        self._busy.clear()
+        self._idle.clear()
+        self._waiting.clear()
 
-    def submit(
-        self,
-        task: TrainingTask,
-        weights_file: Path | None = None,
-        progress_file: Path | None = None,
-    ) -> None:
-        """Have a task run as soon as a worker is free.
-
-        Args:
-            task: what to train.
-            weights_file: where to write its best epoch's weights (safetensors), or None.
-            progress_file: where to keep how far it has come, and to go on from, or None.
-        """
-        self._waiting.append(_Waiting(Job(task, weights_file, progress_file)))
+    def submit(self, job: Job) -> None:
+        """Have a job done as soon as a worker is free."""
+        self._waiting.append(_Waiting(job))
         self._assign()
 
-    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
-        """Wait for any submitted task that has not been returned yet, and return it.
+    def wait(self) -> list[Outcome]:
+        """Wait until something becomes of the submitted jobs, and say what.
 
-        Raises:
-            LostWorkerError: if a run's worker was lost :data:`MOST_ATTEMPTS` times.
-            ValueError, OSError, FreezeProofError: as :meth:`Trainer.train` does.
+        A run that was lost :data:`MOST_ATTEMPTS` times comes to a :class:`LostWorkerError`.
         """
-        while not self._finished:
-            if not self._busy and not self._waiting:
-                raise ValueError("no task is being waited for: submit one first")
-            self._assign()
-            by_connection = {worker.connection: worker for worker in self._busy}
-            errors: list[Exception] = []
-            for connection in wait(list(by_connection)):
-                try:  # one answer that is an error must not cost the others
-                    self._take(by_connection[connection])  # type: ignore[index]
-                except Exception as error:
-                    errors.append(error)
-            if errors:
-                raise errors[0]
-        return self._finished.popleft()
-
-    def train(
-        self, jobs: Iterable[tuple[TrainingTask, Path | None, Path | None]]
-    ) -> Iterator[tuple[TrainingTask, LearningCurve]]:
-        """Run tasks side by side, and yield each with its curve as soon as it is done.
-
-        Args:
-            jobs: as :meth:`submit` takes them.
-
-        Raises:
-            LostWorkerError, ValueError, OSError, FreezeProofError: as :meth:`next_finished` does.
-        """
-        left = 0
-        for job in jobs:
-            self.submit(*job)
-            left += 1
-        for _ in range(left):
-            yield self.next_finished()
+        if not self._busy and not self._waiting:
+            raise ValueError("no job is being waited for: submit one first")
+        self._assign()
+        by_connection = {worker.connection: worker for worker in self._busy}
+        outcomes: list[Outcome] = []
+        for connection in wait(list(by_connection)):
+            outcomes += self._take(by_connection[connection])  # type: ignore[index]
+        self._assign()  # before the caller, who has to keep these, makes the workers wait
+        return outcomes
 
     def _assign(self) -> None:
         """Give what waits to the workers that are free."""
@@ -162,49 +99,85 @@ class WorkerPool:
             self._busy[worker] = waiting
             worker.start(waiting.job)
 
-    def _take(self, worker: Worker) -> None:
+    def _take(self, worker: Worker) -> list[Outcome]:
         """A worker's answer, or its loss."""
-        waiting = self._busy.pop(worker)
-        answer = worker.answer()
+        waiting, answer = self._busy.pop(worker), worker.answer()
         if answer.lost is not None:
-            self._lost(worker, waiting, answer)
-            return
+            return self._lost(worker, waiting, answer)
         self._idle.append(worker)
-        if answer.error is not None:
-            raise answer.error
-        if answer.curve is None:
-            raise RuntimeError("a worker answered with neither a curve nor an error")
-        self._on_finished(waiting.job.task, answer.curve)
-        self._finished.append((waiting.job.task, answer.curve))
-        for reason in answer.out_of_memory[:1]:
-            self._on_attempt(Attempt(waiting.job.task, f"out of memory: {reason}"))
+        return outcomes_of(waiting.job, answer)
 
-    def _lost(self, worker: Worker, waiting: _Waiting, answer: Answer) -> None:
+    def _lost(self, worker: Worker, waiting: _Waiting, answer: Answer) -> list[Outcome]:
         """Have the run done elsewhere, unless it was lost too often."""
         worker.kill()
-        reason = str(answer.lost)
+        task, reason = waiting.job.task, str(answer.lost)
         waiting.reasons.append(reason)
-        self._on_attempt(Attempt(waiting.job.task, reason))
+        outcomes = [Outcome(task, tried_again=reason)]
         others = [*self._busy, *self._idle]
         if not (answer.device_lost and others):  # a lost device is left alone while others work
             self._idle.insert(0, worker)  # last in turn: another may do better
         if len(waiting.reasons) >= MOST_ATTEMPTS:
-            raise LostWorkerError(
+            error = LostWorkerError(
                 f"a training run was lost {MOST_ATTEMPTS} times ({'; '.join(waiting.reasons)}): "
-                f"seed {waiting.job.task.seed} of {waiting.job.task.plan}. It has no score. What "
-                "had finished is kept: run again to go on, with a smaller runtime.workers if "
-                "memory was short"
+                f"seed {task.seed} of {task.plan}. It has no score. What had finished is kept: run "
+                "again to go on, with a smaller runtime.workers if memory was short"
             )
+            return [*outcomes, Outcome(task, error=error)]
         log.warning("a training run is tried again elsewhere: %s", reason)
         self._waiting.appendleft(waiting)
-        self._assign()
+        return outcomes
 
-    def _kill(self) -> None:
-        for worker in [*self._busy, *self._idle]:
-            worker.kill()
-        self._busy.clear()
-        self._idle.clear()
+
+class InProcess:
+    """Trains in this process, one job after the other: for a debugger, or a profiler.
+
+    To the same bits as worker processes. A run that kills its process takes this one along.
+
+    Args:
+        setup: of the network, which is built with the first job.
+    """
+
+    def __init__(self, setup: TrainerSetup) -> None:
+        self._setup, self._trainer = setup, None
+        self._waiting: deque[Job] = deque()
+
+    _trainer: Trainer | None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._waiting.clear()
+
+    def submit(self, job: Job) -> None:
+        """Have a job done when it is waited for."""
+        self._waiting.append(job)
+
+    def wait(self) -> list[Outcome]:
+        """Do the next job, and say what became of it."""
+        if not self._waiting:
+            raise ValueError("no job is being waited for: submit one first")
+        job = self._waiting.popleft()
+        try:
+            if self._trainer is None:
+                self._trainer = start_trainer(self._setup)
+            return outcomes_of(job, train(self._trainer, job))
+        except Exception as error:
+            return [Outcome(job.task, error=error)]
+
+
+def outcomes_of(job: Job, answer: Answer) -> list[Outcome]:
+    """What an answer says of its job; memory that ran out once is an attempt of its own."""
+    if answer.error is not None:
+        return [Outcome(job.task, error=answer.error)]
+    if answer.curve is None:
+        error = RuntimeError("a worker answered with neither a curve nor an error")
+        return [Outcome(job.task, error=error)]
+    attempts = [
+        Outcome(job.task, tried_again=f"out of memory: {reason}")
+        for reason in answer.out_of_memory[:1]
+    ]
+    return [*attempts, Outcome(job.task, curve=answer.curve)]
 
 
 def worker_devices(device: str, workers: int) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
+from pipeline.trials.jobs import Job, Workers
 from pipeline.trials.store import EvaluationStore
 
 Key = TypeVar("Key")
@@ -24,16 +24,27 @@ class TrainingRun:
     from_store: bool
 
 
-class Workers(Protocol):
-    """Where runs happen; see :class:`pipeline.trials.pool.WorkerPool`."""
+@dataclass(frozen=True)
+class Attempt:
+    """A run that had no result, and was tried again.
 
-    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
-        """Have a task trained."""
-        ...
+    Attributes:
+        task: what was trained.
+        reason: why there was none.
+    """
 
-    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
-        """Wait for any of the submitted tasks that has not been returned yet."""
-        ...
+    task: TrainingTask
+    reason: str
+
+    def row(self) -> dict[str, object]:
+        """One row of ``attempts.csv``."""
+        task = self.task
+        return {
+            "seed": task.seed,
+            "fold": task.division.fold,
+            "reason": self.reason,
+            "plan": str(task.plan),
+        }
 
 
 class Runs(Protocol):
@@ -51,30 +62,70 @@ class Runs(Protocol):
 class TrainingRuns:
     """Answers training tasks from the store, or has them trained by the workers.
 
+    Whatever the workers hand back is in the store before anything else is done with it: no result
+    is lost to an error that comes with it, or to a kill after it.
+
     Args:
-        store: looked into. It is the pool that puts each result there, at its receipt.
-        pool: trains.
+        store: looked into and written.
+        workers: train.
+
+    Attributes:
+        attempts: the runs that had no result and were tried again.
     """
 
-    def __init__(self, store: EvaluationStore, pool: Workers) -> None:
-        self._store = store
-        self._pool = pool
-        self._known: deque[TrainingRun] = deque()
+    def __init__(self, store: EvaluationStore, workers: Workers) -> None:
+        self._store, self._workers = store, workers
+        self._ready: deque[TrainingRun] = deque()
+        self.attempts: list[Attempt] = []
 
     def submit(self, task: TrainingTask) -> None:
         """Ask for a task that is not being waited for already."""
         curve = self._store.get(task)
         if curve is None:
-            self._pool.submit(task)
+            self._workers.submit(Job(task))
         else:
-            self._known.append(TrainingRun(task, curve, from_store=True))
+            self._ready.append(TrainingRun(task, curve, from_store=True))
 
     def next_finished(self) -> TrainingRun:
-        """Wait for any of the tasks that were asked for; known ones come first."""
-        if self._known:
-            return self._known.popleft()
-        task, curve = self._pool.next_finished()
-        return TrainingRun(task, curve, from_store=False)
+        """Wait for any of the tasks that were asked for; those of the store come first.
+
+        Raises:
+            LostWorkerError: if a run's worker was lost too often.
+            ValueError, OSError, FreezeProofError: as :meth:`Trainer.train` does.
+        """
+        while not self._ready:
+            self._receive()
+        return self._ready.popleft()
+
+    def key(self, task: TrainingTask) -> str:
+        """What a task's curve is kept under; it also names the task elsewhere."""
+        return self._store.key(task)
+
+    def train(self, jobs: Sequence[Job]) -> Iterator[TrainingRun]:
+        """Train all of these, for their weights, whatever the store knows; each when it is done.
+
+        Raises:
+            LostWorkerError, ValueError, OSError, FreezeProofError: as :meth:`next_finished` does.
+        """
+        for job in jobs:
+            self._workers.submit(job)
+        for _ in jobs:
+            yield self.next_finished()
+
+    def _receive(self) -> None:
+        """Keep all that comes at one moment, then raise what was an error."""
+        errors: list[Exception] = []
+        for outcome in self._workers.wait():
+            if outcome.curve is not None:
+                self._store.put(outcome.task, outcome.curve)
+                self._ready.append(TrainingRun(outcome.task, outcome.curve, from_store=False))
+            elif outcome.tried_again is not None:
+                self._store.add_attempt(outcome.task, outcome.tried_again)
+                self.attempts.append(Attempt(outcome.task, outcome.tried_again))
+            elif outcome.error is not None:
+                errors.append(outcome.error)
+        if errors:
+            raise errors[0]
 
 
 NextTasks = Callable[[Sequence[TrainingRun]], Sequence[TrainingTask]]
@@ -107,22 +158,21 @@ def follow(
     waited_for: set[TrainingTask] = set()
     open_keys = list(candidates)
 
+    def runs_of(key: Key) -> tuple[TrainingRun, ...]:
+        return tuple(done[task] for task in named[key])
+
     def ask(keys: Sequence[Key]) -> list[tuple[Key, tuple[TrainingRun, ...]]]:
         """Ask what these want next; those that want nothing have come to their end."""
         ended, fresh = [], []
         for key in keys:
-            own = tuple(done[task] for task in named[key])
-            tasks = candidates[key](own)
-            while tasks and all(
-                task in done for task in tasks
-            ):  # another candidate has the same plan
+            tasks = candidates[key](runs_of(key))
+            while tasks and all(task in done for task in tasks):  # another has the same plan
                 named[key] += tasks
-                own = tuple(done[task] for task in named[key])
-                tasks = candidates[key](own)
+                tasks = candidates[key](runs_of(key))
             named[key] += tasks
             fresh += [task for task in tasks if task not in done]
             if not tasks:
-                ended.append((key, own))
+                ended.append((key, runs_of(key)))
                 open_keys.remove(key)
         for task in sorted(dict.fromkeys(fresh), key=longest_first):
             if task not in waited_for:

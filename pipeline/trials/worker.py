@@ -17,12 +17,13 @@ from pickle import PicklingError
 from typing import TYPE_CHECKING, Final
 
 from pipeline.garbage import collect_garbage_seldom
+from pipeline.trials.jobs import Job
 
 if TYPE_CHECKING:
     import torch
 
     from biotune.finetuning.compute import Compute
-    from biotune.finetuning.fitness import Trainer, TrainingTask
+    from biotune.finetuning.fitness import Trainer
     from biotune.finetuning.learning_curve import LearningCurve
 
 _DEVICE_IS_LOST: Final = (
@@ -56,15 +57,6 @@ class TrainerSetup:
         return Trainer(
             self.prepared, self.backbone, self.weights, self.compute, self.feature_cache_bytes
         )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A task, and where its worker keeps what; see :meth:`.executors.WorkerPool.submit`."""
-
-    task: TrainingTask
-    weights_file: Path | None
-    progress_file: Path | None
 
 
 @dataclass(frozen=True)
@@ -183,11 +175,11 @@ def _work(setup: TrainerSetup, connection: Connection) -> None:
             return
         try:
             if trainer is None:
-                trainer = _start(setup)
-            answer = _train(trainer, job)
+                trainer = start_trainer(setup)
+            answer = train(trainer, job)
         except Exception as error:
             error.add_note(traceback.format_exc())
-            answer = _answer_of(error, setup.compute.device)
+            answer = answer_of(error, setup.compute.device)
         try:
             connection.send(answer)
         except (TypeError, AttributeError, PicklingError):  # of an error that cannot travel
@@ -196,7 +188,8 @@ def _work(setup: TrainerSetup, connection: Connection) -> None:
             return  # nothing more can be computed in this process
 
 
-def _start(setup: TrainerSetup) -> Trainer:
+def start_trainer(setup: TrainerSetup) -> Trainer:
+    """Build the network in this process, which computes on one thread from now on."""
     import torch
 
     from biotune.finetuning.compute import keep_freed_memory
@@ -214,7 +207,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train(trainer: Trainer, job: Job) -> Answer:
+def train(trainer: Trainer, job: Job) -> Answer:
+    """Do a job; what it cannot do is raised."""
     from biotune.finetuning.progress import ProgressFile
 
     file = job.progress_file
@@ -235,7 +229,8 @@ def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
         raise OSError(f"{file} cannot be written ({error}): free space there, run again") from error
 
 
-def _answer_of(error: Exception, device: str) -> Answer:
+def answer_of(error: Exception, device: str) -> Answer:
+    """What an error says: that the device is lost, or what the caller must hear."""
     said = str(error).partition("\n")[0]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_IS_LOST):
         return Answer(lost=f"the device {device} failed ({said})", device_lost=True)

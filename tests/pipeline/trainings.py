@@ -8,7 +8,15 @@ from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import FineTunePlan
-from pipeline.trials.runs import TrainingRun
+from pipeline.evolving.confirmation import confirm, contenders
+from pipeline.evolving.loop import (
+    SearchResult,
+    evolve,
+    new_search,
+    search_result,
+)
+from pipeline.params import SearchParams
+from pipeline.trials.runs import Runs, TrainingRun
 
 BLOCKS = ("stem", "middle", "top", "head")
 
@@ -55,6 +63,19 @@ class Trainings:
 
     def next_finished(self) -> TrainingRun:
         task = self._waiting.pop(self._order(len(self._waiting)))
-        known = task in self.asked
+        asked_before = task in self.asked
         self.asked.append(task)
-        return TrainingRun(task, self._answer(task).raced(task.must_reach), from_store=known)
+        curve = self._answer(task).raced(task.must_reach)
+        return TrainingRun(task, curve, from_store=asked_before)
+
+
+def whole_search(
+    params: SearchParams,
+    runs: Runs,
+    blocks: tuple[str, ...] = BLOCKS,
+) -> SearchResult:
+    """A search and its confirmation, as the search stage does them."""
+    search = new_search(params, blocks)
+    evaluated = list(evolve(search, params, runs))
+    confirmed = list(confirm(contenders(search, params, blocks), params, runs))
+    return search_result(evaluated, confirmed)

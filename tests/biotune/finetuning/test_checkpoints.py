@@ -34,6 +34,7 @@ def card(network: Backbone, **changes) -> dict:
         mean=network.mean,
         std=network.std,
         validation_score=0.975,
+        precision="fp32",
     )
     return {**whole.to_json(), **changes}
 

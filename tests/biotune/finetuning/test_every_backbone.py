@@ -241,6 +241,7 @@ def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
         mean=backbone.mean,
         std=backbone.std,
         validation_score=0.5,
+        precision="fp32",
     )
     tell_images_apart(backbone, subset)
     expected = predict_probabilities(backbone, subset)

@@ -8,27 +8,15 @@ import pytest
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
-from pipeline.evolving.confirmation import Confirmation
 from pipeline.evolving.loop import (
-    EvaluatedCandidate,
     SearchFailedError,
-    SearchResult,
     evolve,
     new_search,
 )
+from pipeline.evolving.racing import cost_rank
 from pipeline.params import Params, SearchParams
-from tests.pipeline.trainings import BLOCKS, Trainings, curve
-
-
-def run(params: SearchParams, trainings: Trainings) -> SearchResult:
-    told: list[EvaluatedCandidate] = []
-    confirmed: list[Confirmation] = []
-    result = evolve(params, BLOCKS, trainings, told.append, confirmed.append)
-    assert sorted(one.candidate.id for one in told) == [
-        one.candidate.id for one in result.evaluated
-    ]
-    assert set(confirmed) == set(result.confirmations)
-    return result
+from pipeline.trials.machine import training_settings
+from tests.pipeline.trainings import BLOCKS, Trainings, curve, whole_search
 
 
 def changed(params: Params, **changes: Any) -> SearchParams:
@@ -41,11 +29,45 @@ def middle_is_best(task: TrainingTask) -> LearningCurve:
     return curve((0.9 if task.plan["middle"] else 0.5) - 0.1 * others)
 
 
+def test_without_a_race_each_genome_is_told_as_its_last_seed_ends(default_params: Params) -> None:
+    """Nobody waits for the batch: of ten genomes with three seeds, the first is told after three
+    runs, and each next one after three more."""
+    params = changed(
+        default_params,
+        population=10,
+        generations=0,
+        training_seeds=[0, 1, 2],
+        racing=False,
+        surgical_scan=False,
+    )
+    trainings = Trainings(middle_is_best, order=lambda _: 0)
+    search = new_search(params, BLOCKS)
+    order = list(dict.fromkeys(candidate.plan for candidate in search.ask()))
+    order.sort(key=lambda plan: cost_rank(TrainingTask(plan, 0, training_settings(params))))
+    done, told = [], []
+    for one in evolve(search, params, trainings):
+        told.append(one.candidate.plan)
+        done.append(len(trainings.asked))
+    assert list(dict.fromkeys(told)) == order
+    assert done[0] == 3
+    assert done == sorted(done)
+    assert set(done) == {3 * (place + 1) for place in range(len(order))}
+
+
+def test_with_a_race_and_one_seed_nobody_waits_either(default_params: Params) -> None:
+    params = changed(default_params, population=10, generations=0, surgical_scan=False)
+    trainings = Trainings(middle_is_best, order=lambda _: 0)
+    search = new_search(params, BLOCKS)
+    told = evolve(search, params, trainings)
+    next(told)
+    assert len(trainings.asked) == 1
+
+
 def test_every_planned_candidate_is_evaluated_and_the_best_plan_wins(
     default_params: Params,
 ) -> None:
     params = changed(default_params, population=8, generations=4)
-    result = run(params, Trainings(middle_is_best))
+    result = whole_search(params, Trainings(middle_is_best))
     assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
     assert result.winner.plan.trained_blocks == ("middle",)
     assert result.winner.evaluation.fitness == pytest.approx(0.1)
@@ -54,7 +76,7 @@ def test_every_planned_candidate_is_evaluated_and_the_best_plan_wins(
 def test_fitness_is_the_mean_over_all_training_seeds(default_params: Params) -> None:
     params = changed(default_params, training_seeds=[0, 7], generations=1, racing=False)
     trainings = Trainings(lambda task: curve(0.8 if task.seed == 7 else 0.4))
-    result = run(params, trainings)
+    result = whole_search(params, trainings)
     assert [one.candidate.fitness for one in result.evaluated] == [
         pytest.approx(0.4) for _ in result.evaluated
     ]
@@ -70,7 +92,7 @@ def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> 
             return curve(0.99 if task.seed == 0 else 0.1)
         return middle_is_best(task)
 
-    result = run(params, Trainings(answer))
+    result = whole_search(params, Trainings(answer))
     best_in_search = min(result.evaluated, key=lambda one: one.candidate.fitness)
     assert dict(best_in_search.candidate.plan) == lucky
     assert dict(result.winner.plan) != lucky
@@ -85,7 +107,7 @@ def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
     params = changed(
         default_params, training_seeds=[2, 5], folds=2, confirm_on=confirm_on, racing=False
     )
-    result = run(params, Trainings(middle_is_best))
+    result = whole_search(params, Trainings(middle_is_best))
     assert len(result.confirmations) > 1
     for one in result.confirmations:
         assert [run.task.seed for run in one.runs] == [6, 7, 8, 9, 10]
@@ -95,26 +117,26 @@ def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
 
 def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Params) -> None:
     params = changed(default_params, population=8, confirm_top_k=2, generations=6)
-    result = run(params, Trainings(middle_is_best))
+    result = whole_search(params, Trainings(middle_is_best))
     assert [one.recipe for one in result.confirmations].count(True) == 1
     assert len({one.plan for one in result.confirmations}) == len(result.confirmations)
     assert 2 <= len(result.confirmations) <= 3
-    tried = [one for one in result.evaluated if one.candidate.origin.startswith("recipe:")]
+    tried = [one for one in result.evaluated if one.candidate.recipe]
     best = min(tried, key=lambda one: one.candidate.rank_key)
     assert result.best_recipe.plan == best.candidate.plan
-    assert result.best_recipe.name == best.candidate.origin.removeprefix("recipe:")
+    assert result.best_recipe.name == best.candidate.recipe
 
 
 def test_a_winner_is_never_worse_than_the_best_recipe(default_params: Params) -> None:
     for seed in range(5):
-        result = run(changed(default_params, seed=seed), Trainings(middle_is_best))
+        result = whole_search(changed(default_params, seed=seed), Trainings(middle_is_best))
         assert result.winner.evaluation.fitness <= result.best_recipe.evaluation.fitness
 
 
 def test_without_recipes_in_the_search_full_fine_tuning_is_the_one_to_beat(
     default_params: Params,
 ) -> None:
-    result = run(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
+    result = whole_search(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
     assert result.best_recipe.candidate is None
     assert result.best_recipe.name == "full 1x"
     assert set(result.best_recipe.plan.values()) == {1.0}
@@ -124,7 +146,7 @@ def test_a_plan_that_comes_again_is_not_trained_again(default_params: Params) ->
     # With one block, genomes that differ in a threshold alone often decode to one plan.
     params = changed(default_params, population=4, elites=1, generations=8)
     trainings = Trainings(lambda task: curve(0.5))
-    result = evolve(params, ("only",), trainings, lambda _: None, lambda _: None)
+    result = whole_search(params, trainings, ("only",))
     repeats = [one for one in result.evaluated if one.repeat_of is not None]
     for one in repeats:
         first = result.evaluated[one.repeat_of or 0]
@@ -141,7 +163,7 @@ def test_failed_plans_are_neither_confirmed_nor_returned(default_params: Params)
             return LearningCurve((), (), (), 10, "diverged", 0.1)
         return middle_is_best(task)
 
-    result = run(changed(default_params, population=10, elites=2), Trainings(answer))
+    result = whole_search(changed(default_params, population=10, elites=2), Trainings(answer))
     outcomes = {one.runs[0].curve.outcome for one in result.evaluated}
     assert outcomes == {"finished", "diverged"}
     for one in result.confirmations:
@@ -152,14 +174,14 @@ def test_failed_plans_are_neither_confirmed_nor_returned(default_params: Params)
 def test_a_search_in_which_everything_fails_ends_with_the_reason(default_params: Params) -> None:
     trainings = Trainings(lambda _: LearningCurve((), (), (), 10, "diverged", 0.1))
     with pytest.raises(SearchFailedError, match=r"diverged or ran out of memory.*base_lr"):
-        run(default_params.search, trainings)
+        whole_search(default_params.search, trainings)
 
 
 def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
     default_params: Params,
 ) -> None:
-    backwards = run(default_params.search, Trainings(middle_is_best))
-    forwards = run(default_params.search, Trainings(middle_is_best, order=lambda _: 0))
+    backwards = whole_search(default_params.search, Trainings(middle_is_best))
+    forwards = whole_search(default_params.search, Trainings(middle_is_best, order=lambda _: 0))
     assert [one.candidate for one in backwards.evaluated] == [
         one.candidate for one in forwards.evaluated
     ]
@@ -195,7 +217,7 @@ def test_a_lead_within_a_standard_error_leaves_the_win_to_the_recipe(
     params = changed(
         default_params, population=30, generations=0, racing=False, surgical_scan=False
     )
-    result = run(params, leading_by(points))
+    result = whole_search(params, leading_by(points))
     best = result.confirmations[0]
     assert not best.recipe
     assert best.lead_over(result.best_recipe)[0] == pytest.approx(sum(points) / 5)
@@ -208,14 +230,14 @@ def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
 ) -> None:
     """The third fresh seed would have turned the mean."""
     params = changed(default_params, population=30, generations=0, surgical_scan=False)
-    result = run(params, leading_by([-0.01, -0.01, 0.3, 0.3, 0.3]))
+    result = whole_search(params, leading_by([-0.01, -0.01, 0.3, 0.3, 0.3]))
     dropped = [one for one in result.confirmations if one.dropped]
     assert dropped
     assert result.confirmations[-len(dropped) :] == tuple(dropped)
     assert {len(one.runs) for one in dropped} == {2}
     assert result.winner is result.best_recipe
     assert len(result.best_recipe.runs) == 2
-    in_full = run(
+    in_full = whole_search(
         params.model_copy(update={"racing": False}), leading_by([-0.01, -0.01, 0.3, 0.3, 0.3])
     )
     assert not any(one.dropped for one in in_full.confirmations)
@@ -223,7 +245,7 @@ def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
 
 def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Params) -> None:
     params = changed(default_params, population=30, generations=0, surgical_scan=False)
-    result = run(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
+    result = whole_search(params, leading_by([0.02, 0.01, 0.02, 0.02, 0.02]))
     assert not result.winner.recipe
     assert len(result.winner.runs) == len(result.best_recipe.runs) == 5
 
@@ -236,7 +258,7 @@ def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: P
         leads = set(task.plan.frozen_blocks) == {"middle"}
         return curve(0.9 - (task.plan["stem"] or 0.0) / 1000 if leads else 0.8)
 
-    result = run(params, Trainings(answer))
+    result = whole_search(params, Trainings(answer))
     leaders = [one for one in result.confirmations if not one.recipe]
     assert len(leaders) > 1
     assert [len(one.runs) for one in leaders] == [5, *[2] * (len(leaders) - 1)]
@@ -250,7 +272,7 @@ def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
     default_params: Params, training_seeds: list[int], fresh: list[int]
 ) -> None:
     params = changed(
-        default_params, population=40, generations=0, training_seeds=training_seeds, racing="seeds"
+        default_params, population=40, generations=0, training_seeds=training_seeds, racing=True
     )
     names: list[str] = []
 
@@ -263,7 +285,7 @@ def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
         lucky = task.seed in training_seeds and not first
         return curve(0.9 + 0.02 * first + (0.03 if lucky and len(training_seeds) == 1 else 0.0))
 
-    result = run(params, Trainings(answer))
+    result = whole_search(params, Trainings(answer))
     plans = [one for one in result.confirmations if not one.recipe]
     assert [len(one.runs) for one in plans] == fresh
     assert len(result.best_recipe.runs) == 5
@@ -273,8 +295,8 @@ def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
 def test_a_surgical_scan_comes_first_runs_in_full_and_finds_the_best_block(
     default_params: Params,
 ) -> None:
-    params = changed(default_params, surgical_scan=True, smoothed_ranking=True)
-    result = run(params, Trainings(middle_is_best))
+    params = changed(default_params, surgical_scan=True)
+    result = whole_search(params, Trainings(middle_is_best))
     assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
     scan = [one.candidate for one in result.evaluated[: len(BLOCKS)]]
     assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]

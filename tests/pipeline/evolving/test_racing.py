@@ -15,21 +15,22 @@ from biotune.evolution import BioTune
 from biotune.evolution.candidate import Candidate
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
+from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation
-from pipeline.evolving.loop import SearchResult, evolve, new_search
+from pipeline.evolving.loop import SearchResult, new_search
 from pipeline.evolving.racing import (
     FEWEST_CURVES,
     SEED_OPTIMISM,
     SMALLEST_ERROR,
     Forecast,
+    FullTraining,
     Race,
-    deserve_all_seeds,
     forecast_after,
     start_race,
 )
 from pipeline.params import Params, SearchParams
 from pipeline.trials.runs import TrainingRun
-from tests.pipeline.trainings import BLOCKS, Trainings, task
+from tests.pipeline.trainings import BLOCKS, Trainings, task, whole_search
 
 EPOCHS = 6
 
@@ -52,11 +53,17 @@ def run_of(curve: LearningCurve, seed: int = 0) -> TrainingRun:
     return TrainingRun(task(seed=seed), curve, from_store=False)
 
 
+def full_training(seeds: int = 1) -> FullTraining:
+    settings = TrainingSettings(EPOCHS, EPOCHS, 4, 0.001)
+    return FullTraining(tuple(range(seeds)), settings)
+
+
 def race(**changes: Any) -> Race:
     """One that knows of the spread of seeds, and that errors halve from any epoch on."""
     known: dict[str, Any] = {
+        "full": full_training(3),
+        "places": 2,
         "needed": {7: 0.05},
-        "seeds": 3,
         "seed_spread": 0.2,
         "forecasts": (None, *[Forecast(1.0, math.log(0.5))] * 4),
     }
@@ -100,7 +107,7 @@ def test_thresholds_stop_just_the_runs_that_their_probable_end_leaves_short(
     accuracy: float, needed: float
 ) -> None:
     candidate = BioTune(BLOCKS, population=8, elites=2).ask()[7]
-    held = race(needed={7: needed}, seeds=1)
+    held = race(needed={7: needed}, full=full_training(1))
     thresholds = held.must_reach(candidate, [])
     reached = 0.5 * (1 - accuracy + SMALLEST_ERROR) - SMALLEST_ERROR
     stop = stopping_epoch([0.0, accuracy], thresholds)
@@ -164,7 +171,8 @@ def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, 
 
 def test_without_elites_there_is_nothing_to_be_held_against() -> None:
     search = BioTune(BLOCKS, population=8, elites=2)
-    assert start_race(search.ask(), search.standing_elites, [], 1, EPOCHS) is None
+    full = full_training()
+    assert start_race(search.ask(), search.standing_elites, [], full, 2) == Race(full, 3)
 
 
 def firsts(*accuracies: float) -> dict[int, list[TrainingRun]]:
@@ -180,20 +188,23 @@ def test_of_the_first_generation_one_more_than_there_are_elites_get_all_seeds(
 ) -> None:
     batch = dict(enumerate(BioTune(BLOCKS, population=5, elites=elites).ask()))
     first = firsts(0.80, 0.95, 0.90, 0.70, 0.99)
-    assert deserve_all_seeds(batch, first, None, elites) == expected
+    opening = start_race(list(batch.values()), [], [], full_training(3), elites)
+    assert isinstance(opening, Race)
+    assert opening.deserve_all_seeds(batch, first) == expected
 
 
 def test_a_failed_first_run_gets_no_more_seeds() -> None:
     batch = dict(enumerate(BioTune(BLOCKS, population=4, elites=2).ask()))
     first = firsts(0.9, 0.8, 0.7, 0.6)
     first[1] = [run_of(replace(rising(0.99), outcome="diverged"))]
-    assert deserve_all_seeds(batch, first, None, 2) == {0, 2, 3}
+    opening = Race(full_training(3), 3)
+    assert opening.deserve_all_seeds(batch, first) == {0, 2, 3}
 
 
 def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_seeds() -> None:
     later = {k: replace(one, generation=1) for k, one in enumerate(BioTune(BLOCKS).ask())}
-    first = firsts(*np.linspace(0.5, 0.9, len(later)))
-    assert deserve_all_seeds(later, first, None, 2) == set(later)
+    full = full_training(3)
+    assert start_race(list(later.values()), [], [], full, 2) is full
 
 
 def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_as_elites() -> None:
@@ -203,16 +214,16 @@ def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_a
     held = race(needed=dict.fromkeys(trials, 0.2))
     first = dict(zip(trials, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
     ids = list(trials)
-    assert deserve_all_seeds(trials, first, held, 2) == {ids[1], ids[2]}
+    assert held.deserve_all_seeds(trials, first) == {ids[1], ids[2]}
     for one in search.ask():
         search.tell(one, 0.5)
     offspring = {one.id: one for one in search.ask()}
     ids = list(offspring)
     first = dict(zip(offspring, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
     held = race(needed=dict.fromkeys(ids, 0.2))
-    assert deserve_all_seeds(offspring, first, held, 2) == {ids[1], ids[2]}
+    assert held.deserve_all_seeds(offspring, first) == {ids[1], ids[2]}
     free = race(needed=dict.fromkeys(ids[:3], 0.2))  # the last is a plan that is known already
-    assert deserve_all_seeds(offspring, first, free, 2) == {ids[1], ids[2], ids[3]}
+    assert free.deserve_all_seeds(offspring, first) == {ids[1], ids[2], ids[3]}
 
 
 def test_a_stopped_candidate_scores_what_it_was_heading_for_but_no_better_than_it_needed(
@@ -233,16 +244,16 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
     pairs = told(search, [rising(0.6 + 0.03 * i) for i in range(10)])
     elites = search.standing_elites
     assert [one.fitness for one in elites] == pytest.approx([0.13, 0.16])
-    held = start_race(search.ask(), elites, pairs, 1, EPOCHS)
-    assert held is not None
+    held = start_race(search.ask(), elites, pairs, full_training(), 2)
+    assert isinstance(held, Race)
     for one in search.ask():
-        assert one.origin == "exploitation"
+        assert one.role == "trial"
         assert held.needed[one.id] == {e.id: e.fitness for e in elites}[one.parents[0]]
     for one in search.ask():
         search.tell(one, 0.5)
     offspring = search.ask()
-    held = start_race(offspring, search.standing_elites, pairs, 1, EPOCHS)
-    assert held is not None
+    held = start_race(offspring, search.standing_elites, pairs, full_training(), 2)
+    assert isinstance(held, Race)
     assert list(held.needed.values()) == pytest.approx([0.16] * 8)
     assert set(held.needed) == {one.id for one in offspring}
 
@@ -250,7 +261,8 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
 def test_scores_of_another_fold_race_nobody() -> None:
     search = BioTune(BLOCKS, population=8, elites=2, folds=2)
     pairs = told(search, [rising(0.7)] * 8)
-    assert start_race(search.ask(), search.standing_elites, pairs, 1, EPOCHS) is None
+    full = full_training()
+    assert start_race(search.ask(), search.standing_elites, pairs, full, 2) is full
 
 
 def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
@@ -260,8 +272,8 @@ def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
     ]
     elite = replace(candidate, evaluation=Evaluation(0.1))
     fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
-    held = start_race([fresh], [elite], few, 1, EPOCHS)
-    assert held is not None
+    held = start_race([fresh], [elite], few, full_training(), 2)
+    assert isinstance(held, Race)
     assert set(held.must_reach(fresh, [])) == {0.0}
 
 
@@ -277,8 +289,8 @@ def test_of_recorded_runs_that_would_do_most_go_on_and_of_the_others_few(
         for seed, curve in enumerate(curves)
     ]
     fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
-    held = start_race([fresh], [elite], pairs, 1, EPOCHS)
-    assert held is not None
+    held = start_race([fresh], [elite], pairs, full_training(), 2)
+    assert isinstance(held, Race)
     thresholds = held.must_reach(fresh, [])
     worthy = [c for c in curves if max(c.validation_score) >= 0.95]
     others = [c for c in curves if c not in worthy]
@@ -299,7 +311,7 @@ def search_with(params: SearchParams, **options: Any) -> tuple[SearchResult, Tra
         return rising(final, start=rng.uniform(0.4, 0.7))
 
     trainings = Trainings(answer, **options)
-    return evolve(params, BLOCKS, trainings, lambda _: None, lambda _: None), trainings
+    return whole_search(params, trainings), trainings
 
 
 @pytest.fixture
@@ -312,33 +324,27 @@ def epochs_of(result: SearchResult) -> int:
     return sum(one.epochs for one in result.evaluated)
 
 
-@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
 def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
-    params: SearchParams, racing: bool | str
+    params: SearchParams,
 ) -> None:
     full, _ = search_with(params.model_copy(update={"racing": False}))
-    raced, _ = search_with(params.model_copy(update={"racing": racing}))
+    raced, _ = search_with(params.model_copy(update={"racing": True}))
     assert epochs_of(raced) < epochs_of(full)
     assert len(raced.evaluated) == len(full.evaluated)
     stopped = [one for one in raced.evaluated if one.candidate.evaluation.outcome == "stopped"]
     assert stopped
     first = [one for one in raced.evaluated if one.candidate.generation == 0]
-    assert {len(one.runs) for one in first} == ({3} if racing == "epochs" else {1, 3})
+    assert {len(one.runs) for one in first} == {1, 3}
     for one in stopped:
         assert all(
             c.candidate is None or c.candidate.id != one.candidate.id for c in raced.confirmations
         )
+        *earlier, last = (run.curve for run in one.runs)
+        assert {curve.outcome for curve in earlier} <= {"finished"}
+        assert last.outcome == "stopped" or len(last.validation_score) == EPOCHS
     assert full.winner.evaluation.fitness == pytest.approx(
         raced.winner.evaluation.fitness, abs=0.01
     )
-    if racing == "seeds":
-        lengths = {len(run.curve.validation_score) for one in stopped for run in one.runs}
-        assert lengths == {EPOCHS}
-    if racing == "epochs":
-        for one in raced.evaluated:
-            *earlier, last = (run.curve.outcome for run in one.runs)
-            assert set(earlier) <= {"finished"}
-            assert len(one.runs) == 3 or last == "stopped"
 
 
 def test_one_training_seed_leaves_the_first_generation_whole(params: SearchParams) -> None:
@@ -367,10 +373,8 @@ def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:
     assert new_search(params, BLOCKS).planned_evaluations == len(full.evaluated)
 
 
-@pytest.mark.parametrize("racing", [True, "seeds", "epochs"])
-def test_the_order_in_which_runs_finish_changes_nothing(
-    params: SearchParams, racing: bool | str
-) -> None:
+@pytest.mark.parametrize("racing", [True, False])
+def test_the_order_in_which_runs_finish_changes_nothing(params: SearchParams, racing: bool) -> None:
     chosen = params.model_copy(update={"racing": racing})
     rng = np.random.default_rng(0)
     orders = [lambda _: 0, lambda n: n - 1, lambda n: int(rng.integers(n))]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,19 +26,21 @@ from biotune.finetuning.training import TrainingSettings
 from biotune.images import prepare_images
 from biotune.images.sources import open_source
 from biotune.plan import FineTunePlan
+from pipeline.trials.jobs import Job, Outcome, Workers
 from pipeline.trials.pool import (
     MOST_ATTEMPTS,
-    Attempt,
+    InProcess,
     LostWorkerError,
     TrainerSetup,
     WorkerPool,
     worker_devices,
 )
 from pipeline.trials.side_by_side import resolve_workers
-from pipeline.trials.worker import Answer, Job, _answer_of
+from pipeline.trials.worker import Answer, answer_of
 from tests.pipeline.trainings import curve
+from tests.threads import one_thread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BLOCKS = ("stem", *(f"blocks.{i}" for i in range(7)), "conv_head", "classifier")
 
 
@@ -62,24 +66,45 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> TrainerSetup:
 
 
 def train(setup: TrainerSetup, workers: int, tasks: list[TrainingTask]) -> list[LearningCurve]:
-    with WorkerPool(setup, workers) as pool:
-        curves = dict(pool.train((one, None, None) for one in tasks))
-    return [replace(curves[one], seconds=0.0) for one in tasks]
+    with WorkerPool(setup, workers) if workers else InProcess(setup) as pool:
+        outcomes = do(pool, [Job(task) for task in tasks])
+    curves = {outcome.task: outcome.curve for outcome in outcomes}
+    return [replace(curves[task], seconds=0.0) for task in tasks]
+
+
+def do(pool: Workers, jobs: Sequence[Job]) -> list[Outcome]:
+    """All that becomes of these jobs; an error is raised."""
+    for job in jobs:
+        pool.submit(job)
+    outcomes: list[Outcome] = []
+    while sum(outcome.curve is not None for outcome in outcomes) < len(jobs):
+        outcomes += pool.wait()
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+    return outcomes
+
+
+def reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    """Why runs were tried again."""
+    return [outcome.tried_again for outcome in outcomes if outcome.tried_again is not None]
 
 
 def test_any_number_of_workers_and_any_order_give_the_same_bits(setup: TrainerSetup) -> None:
     alone = train(setup, 1, TASKS)
     assert train(setup, 2, TASKS[::-1])[::-1] == alone
+    with one_thread():
+        assert train(setup, 0, TASKS) == alone  # in this process
     assert len({curve.train_loss for curve in alone}) == len(TASKS)
 
 
 def test_the_best_weights_are_written_where_they_are_wanted(
     setup: TrainerSetup, tmp_path: Path
 ) -> None:
-    files = {one: tmp_path / f"{i}.safetensors" for i, one in enumerate(TASKS[:2])}
+    files = [tmp_path / f"{number}.safetensors" for number in range(2)]
     with WorkerPool(setup, 1) as pool:
-        assert dict(pool.train((*one, None) for one in files.items())).keys() == files.keys()
-    first, second = (load_file(file) for file in files.values())
+        do(pool, [Job(task, file) for task, file in zip(TASKS, files, strict=False)])
+    first, second = (load_file(file) for file in files)
     assert first.keys() == second.keys()
     assert not first["classifier.weight"].equal(second["classifier.weight"])
     assert first["conv_head.weight"].equal(second["conv_head.weight"])
@@ -88,7 +113,7 @@ def test_the_best_weights_are_written_where_they_are_wanted(
 def test_an_error_in_a_worker_reaches_the_caller(setup: TrainerSetup) -> None:
     other = replace(TASKS[0], plan=FineTunePlan({"stem": 1.0}))
     with WorkerPool(setup, 1) as pool, pytest.raises(ValueError, match="not those of efficient"):
-        list(pool.train([(other, None, None)]))
+        do(pool, [Job(other)])
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -97,36 +122,35 @@ def test_a_run_whose_worker_is_killed_is_done_by_another_to_the_same_bits(
 ) -> None:
     long = replace(TASKS[0], settings=TrainingSettings(4, 4, 16, 0.001))
     (whole,) = train(setup, 1, [long])
-    attempts: list[Attempt] = []
     killed: set[int | None] = set()
 
-    with WorkerPool(setup, 1, attempts.append) as pool:
-        pool.submit(long)
+    with WorkerPool(setup, 1) as pool:
         killer = threading.Thread(target=kill_workers, args=(kills, killed))
         killer.start()
-        _, curve = pool.next_finished()
+        outcomes = do(pool, [Job(long)])
         killer.join()
-    assert replace(curve, seconds=0.0) == whole
-    assert [one.task for one in attempts] == [long] * kills
-    assert {one.reason for one in attempts} == {
-        "its worker process died (SIGKILL, perhaps for want of memory)"
-    }
+    assert replace(outcomes[-1].curve, seconds=0.0) == whole
+    assert {outcome.task for outcome in outcomes} == {long}
+    died = "its worker process died (SIGKILL, perhaps for want of memory)"
+    assert reasons(outcomes) == [died] * kills
     assert len(killed) == kills
 
 
 def test_a_run_that_is_lost_three_times_stops_the_search_with_the_reason_and_no_score(
     setup: TrainerSetup,
 ) -> None:
-    attempts: list[Attempt] = []
     long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
-    with WorkerPool(setup, 1, attempts.append) as pool:
-        pool.submit(long)
+    outcomes: list[Outcome] = []
+    with WorkerPool(setup, 1) as pool:
+        pool.submit(Job(long))
         killer = threading.Thread(target=kill_workers, args=(MOST_ATTEMPTS, set()))
         killer.start()
-        with pytest.raises(LostWorkerError, match=r"lost 3 times .*SIGKILL.*run again to go on"):
-            pool.next_finished()
+        while not outcomes or outcomes[-1].error is None:
+            outcomes += pool.wait()
         killer.join()
-    assert len(attempts) == MOST_ATTEMPTS
+    assert isinstance(outcomes[-1].error, LostWorkerError)
+    assert re.search("lost 3 times .*SIGKILL.*run again to go on", str(outcomes[-1].error))
+    assert len(reasons(outcomes)) == MOST_ATTEMPTS
 
 
 def kill_workers(times: int, killed: set[int | None]) -> None:
@@ -163,7 +187,7 @@ class ScriptedWorker:
         self.connection.recv()
         if self.device in self.lost:
             error = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-            return _answer_of(error, self.device)
+            return answer_of(error, self.device)
         if self.job.task.seed in self.broken:
             return Answer(error=OSError(f"disk full at seed {self.job.task.seed}"))
         return Answer(curve(0.5))
@@ -175,57 +199,61 @@ class ScriptedWorker:
 def test_a_device_that_fails_is_left_alone_while_another_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.trials.pool.Worker", ScriptedWorker)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(ScriptedWorker, "lost", {"cuda:1"})
     monkeypatch.setattr(ScriptedWorker, "started", [])
-    attempts: list[Attempt] = []
-    compute = Compute("cuda", "bf16")
-    with WorkerPool(TrainerSetup(Path(), "b", "w", compute), 2, attempts.append) as pool:
-        assert len(dict(pool.train((one, None, None) for one in TASKS))) == len(TASKS)
+    setup = TrainerSetup(Path(), "b", "w", Compute("cuda", "bf16"))
+    with WorkerPool(setup, 2, ScriptedWorker) as pool:
+        outcomes = do(pool, [Job(task) for task in TASKS])
     assert ScriptedWorker.started.count("cuda:1") == 1
-    (attempt,) = attempts
-    assert attempt.reason == (
+    assert reasons(outcomes) == [
         "the device cuda:1 failed (CUDA error: an illegal memory access was encountered)"
-    )
+    ]
 
 
 def test_a_device_that_fails_alone_is_tried_again_and_then_the_search_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.trials.pool.Worker", ScriptedWorker)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr(ScriptedWorker, "lost", {"cuda:0"})
     monkeypatch.setattr(ScriptedWorker, "started", [])
     setup = TrainerSetup(Path(), "b", "w", Compute("cuda", "bf16"))
-    with WorkerPool(setup, 1) as pool, pytest.raises(LostWorkerError, match="cuda:0 failed"):
-        list(pool.train([(TASKS[0], None, None)]))
+    with (
+        WorkerPool(setup, 1, ScriptedWorker) as pool,
+        pytest.raises(LostWorkerError, match="cuda:0 failed"),
+    ):
+        do(pool, [Job(TASKS[0])])
     assert ScriptedWorker.started == ["cuda:0"] * MOST_ATTEMPTS
 
 
 @pytest.mark.parametrize("broken", [{0}, {2}, {0, 1}, {1, 2}])
-def test_what_had_finished_is_kept_whatever_else_came_at_the_same_moment(
+def test_an_error_is_an_outcome_beside_those_that_come_at_the_same_moment(
     monkeypatch: pytest.MonkeyPatch, broken: set[int]
 ) -> None:
-    monkeypatch.setattr("pipeline.trials.pool.Worker", ScriptedWorker)
     monkeypatch.setattr(ScriptedWorker, "broken", broken)
-    kept: list[int] = []
-    setup = TrainerSetup(Path(), "b", "w", Compute())
-    with WorkerPool(setup, 3, on_finished=lambda task, _: kept.append(task.seed)) as pool:
+    with WorkerPool(TrainerSetup(Path(), "b", "w", Compute()), 3, ScriptedWorker) as pool:
         for seed in range(3):
-            pool.submit(task(seed, "classifier"))
-        with pytest.raises(OSError, match=f"at seed [{''.join(map(str, broken))}]"):
-            pool.next_finished()
-    assert sorted(kept) == sorted({0, 1, 2} - broken)
+            pool.submit(Job(task(seed, "classifier")))
+        outcomes = pool.wait()
+    assert {outcome.task.seed for outcome in outcomes if outcome.error is not None} == broken
+    assert {outcome.task.seed for outcome in outcomes if outcome.curve is not None} == (
+        {0, 1, 2} - broken
+    )
 
 
-def test_a_result_is_kept_before_anybody_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.trials.pool.Worker", ScriptedWorker)
-    kept: list[TrainingTask] = []
-    setup = TrainerSetup(Path(), "b", "w", Compute())
-    with WorkerPool(setup, 2, on_finished=lambda task, _: kept.append(task)) as pool:
-        for heard, _ in pool.train((one, None, None) for one in TASKS):
-            assert heard in kept
+@pytest.mark.parametrize("workers", [0, 1])
+def test_waiting_for_nothing_is_refused(setup: TrainerSetup, workers: int) -> None:
+    pool = WorkerPool(setup, workers) if workers else InProcess(setup)
+    with pytest.raises(ValueError, match="submit one first"):
+        pool.wait()
+
+
+def test_in_this_process_an_error_is_an_outcome_too(setup: TrainerSetup) -> None:
+    other = replace(TASKS[0], plan=FineTunePlan({"stem": 1.0}))
+    with one_thread(), InProcess(setup) as pool:
+        pool.submit(Job(other))
+        (outcome,) = pool.wait()
+    assert "not those of efficient" in str(outcome.error)
 
 
 def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
@@ -233,7 +261,7 @@ def test_weights_that_cannot_be_written_are_an_error_that_names_the_file(
 ) -> None:
     file = tmp_path / "missing" / "weights.safetensors"
     with WorkerPool(setup, 1) as pool, pytest.raises(OSError, match=r"weights\.safetensors"):
-        list(pool.train([(TASKS[0], file, None)]))
+        do(pool, [Job(TASKS[0], file)])
 
 
 def test_the_first_worker_too_is_born_deaf_to_what_ends_the_main_process(tmp_path: Path) -> None:
@@ -267,7 +295,7 @@ def test_an_interruption_before_a_worker_has_started_stays_an_interruption(
     monkeypatch.setattr(SpawnProcess, "start", interrupted)
     setup = TrainerSetup(Path(), "b", "w", Compute())
     with pytest.raises(KeyboardInterrupt), WorkerPool(setup, 1) as pool:
-        pool.submit(TASKS[0])
+        pool.submit(Job(TASKS[0]))
 
 
 def test_no_worker_outlives_a_killed_search(setup: TrainerSetup, tmp_path: Path) -> None:
@@ -278,17 +306,19 @@ import multiprocessing
 from pathlib import Path
 from dataclasses import replace
 from biotune.finetuning.training import Compute, TrainingSettings
+from pipeline.trials.jobs import Job
 from pipeline.trials.pool import TrainerSetup, WorkerPool
-from tests.pipeline.test_executors import TASKS
+from tests.pipeline.trials.test_pool import TASKS
 
 if __name__ == "__main__":
     setup = TrainerSetup(Path({str(setup.prepared)!r}), "efficientnet_lite0", "none", Compute())
     long = replace(TASKS[0], settings=TrainingSettings(1000, 1000, 16, 0.001))
     with WorkerPool(setup, 1) as pool:
-        results = pool.train([(TASKS[1], None, None), (long, None, None)])
-        next(results)
+        pool.submit(Job(TASKS[1]))
+        pool.submit(Job(long))
+        pool.wait()
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        next(results)
+        pool.wait()
 """
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

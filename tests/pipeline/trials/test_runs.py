@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.evolving.racing import cost_rank
-from pipeline.trials.runs import NextTasks, TrainingRun, TrainingRuns, follow
+from pipeline.trials.jobs import Job, Outcome
+from pipeline.trials.runs import Attempt, NextTasks, TrainingRun, TrainingRuns, follow
 from pipeline.trials.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import Trainings, curve, task
 
 
 class Pool:
-    """Trains by giving every task the same curve, the last one first; keeps it at once."""
+    """Trains by giving every task the same curve, the last one first.
 
-    def __init__(self, keep: Callable[[TrainingTask, LearningCurve], None]) -> None:
-        self._keep = keep
-        self.waiting: list[TrainingTask] = []
+    Args:
+        outcomes: what comes instead at the first wait.
+    """
+
+    def __init__(self, *outcomes: Outcome) -> None:
+        self._outcomes = list(outcomes)
+        self.waiting: list[Job] = []
         self.trained: list[TrainingTask] = []
 
-    def submit(self, task: TrainingTask, weights_file: Path | None = None) -> None:
-        assert weights_file is None
-        self.waiting.append(task)
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
 
-    def next_finished(self) -> tuple[TrainingTask, LearningCurve]:
-        self.trained.append(self.waiting.pop())
-        self._keep(self.trained[-1], curve(0.5))
-        return self.trained[-1], curve(0.5)
+    def wait(self) -> list[Outcome]:
+        if self._outcomes:
+            outcomes, self._outcomes = self._outcomes, []
+            return outcomes
+        self.trained.append(self.waiting.pop().task)
+        return [Outcome(self.trained[-1], curve=curve(0.5))]
 
 
 def asked(runs: TrainingRuns, tasks: Sequence[TrainingTask]) -> list[TrainingRun]:
@@ -40,7 +48,7 @@ def asked(runs: TrainingRuns, tasks: Sequence[TrainingTask]) -> list[TrainingRun
 
 def test_only_what_the_store_does_not_know_is_trained_and_then_it_knows(tmp_path: Path) -> None:
     store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
-    pool = Pool(store.put)
+    pool = Pool()
     runs = TrainingRuns(store, pool)
     store.put(task(seed=1), curve(0.7))
 
@@ -51,6 +59,36 @@ def test_only_what_the_store_does_not_know_is_trained_and_then_it_knows(tmp_path
 
     assert [run.from_store for run in asked(runs, [task(seed=0)])] == [True]
     assert pool.trained == [task(seed=0)]
+
+
+def test_what_had_finished_is_kept_whatever_else_came_at_the_same_moment(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    full, later = OSError("disk full at seed 0"), OSError("disk full at seed 3")
+    pool = Pool(
+        Outcome(task(seed=0), error=full),
+        Outcome(task(seed=1), curve=curve(0.7)),
+        Outcome(task(seed=2), tried_again="killed"),
+        Outcome(task(seed=3), error=later),
+        Outcome(task(seed=4), curve=curve(0.8)),
+    )
+    runs = TrainingRuns(store, pool)
+    with pytest.raises(OSError, match="at seed 0"):
+        runs.next_finished()
+    kept = [store.get(task(seed=seed)) for seed in range(5)]
+    assert kept == [None, curve(0.7), None, None, curve(0.8)]
+    assert runs.attempts == [Attempt(task(seed=2), "killed")]
+    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
+        assert database.execute("SELECT reason FROM attempts").fetchall() == [("killed",)]
+
+
+def test_jobs_are_trained_whatever_the_store_knows_and_kept_as_well(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    store.put(task(seed=0), curve(0.7))
+    pool = Pool()
+    jobs = [Job(task(seed=seed), tmp_path / f"{seed}.safetensors") for seed in range(2)]
+    for run in TrainingRuns(store, pool).train(jobs):
+        assert run.curve == store.get(run.task) == curve(0.5)  # there before anybody hears of it
+    assert pool.trained == [task(seed=1), task(seed=0)]
 
 
 def one_after_another(*tasks: TrainingTask) -> NextTasks:
