@@ -13,13 +13,14 @@ import torch
 
 from biotune.data import PreparedImages
 from biotune.finetuning.backbones import convolution_family
-from biotune.finetuning.compute import Compute, Precision
+from biotune.finetuning.choices import Precision
+from biotune.finetuning.compute import Compute
 from biotune.finetuning.hardware import fastest_precision
 from biotune.images import prepare_images
 from biotune.images.sources import DigitsSource
 
 PRECISIONS: Final = ("auto", "fp32", "bf16")
-"""What a CPU computes in; see :data:`biotune.finetuning.compute.Precision`."""
+"""What a CPU computes in; see :data:`biotune.finetuning.choices.Precision`."""
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """What decides how fast float32 and bfloat16 are on x86."""

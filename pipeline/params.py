@@ -1,4 +1,4 @@
-"""The schema of ``params.yaml``: one section per stage, plus what they share.
+"""The schema of ``params.yaml``, with the defaults: a section per stage, plus what they share.
 
 Everything is checked before any work begins; an unknown key, a wrong type or an impossible value is
 one line that names the key.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from PIL import ImageColor
 from pydantic import (
@@ -19,12 +19,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from biotune.evolution import HeadMode, ReproductionMode
+from biotune.finetuning.choices import Augmentation, ClassWeights, Metric, Precision
 from biotune.images.sources import SOURCES
 
 
@@ -72,37 +75,69 @@ def _workers(workers: object) -> object:
     return workers
 
 
+Source = Annotated[
+    str,
+    AfterValidator(_source),
+    Field(description=f"{' | '.join(SOURCES)}; torchvision's are downloaded when first used"),
+]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_unique)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+_LEFT_OUT = object()
+"""In the place of each key that a file lacks."""
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    """Its fields' defaults and docstrings are the values and comments of ``biotune init``."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, content: Any, info: ValidationInfo) -> Any:
+        """No default stands in for a key of a file: DVC interpolates and changes what is there."""
+        if info.context == "file" and isinstance(content, dict):
+            return dict.fromkeys(cls.model_fields, _LEFT_OUT) | content
+        return content
 
 
 class TableParams(_Section):
     """The labels of ``prepare.source: image_csv``."""
 
     file: str
+    """below prepare.path, so that DVC notices its changes"""
     image_column: str
+    """paths relative to prepare.path, with the file's ending or without"""
     label_column: str
     split_column: str | None
+    """null, or a column of train, validation and test"""
 
 
 class PrepareParams(_Section):
     """Where the images are, and how they are split."""
 
-    source: Annotated[str, AfterValidator(_source)]
-    path: str
-    table: TableParams | None
-    background: Annotated[str, AfterValidator(_colour)]
-    max_rejected: Share
-    image_size: Annotated[int, Field(ge=16, le=2048)]
-    train_images: Count | None
-    validation_images: Count | None
-    seed: Seed
+    source: Source = "digits"
+    path: str = "data"
+    """where the images are, or are downloaded to; digits come with scikit-learn"""
+    table: TableParams | None = None
+    """of image_csv: {file: labels.csv, image_column: image, label_column: label, split_column:
+    null}"""
+    background: Annotated[str, AfterValidator(_colour)] = "white"
+    """what shows through transparent pixels"""
+    max_rejected: Share = 0.05
+    """share of the images that may be unreadable or have two labels"""
+    image_size: Annotated[int, Field(ge=16, le=2048)] = 64
+    """pixels; every image is stretched to a square of this"""
+    train_images: Count | None = 300
+    """a number, or null: all (split folders), else 70 %"""
+    validation_images: Count | None = 300
+    """a number, or null: all (split folders), else 15 %; the rest is test"""
+    seed: Seed = 0
+    """of the split"""
 
     @model_validator(mode="after")
     def _table_for_csv_alone(self) -> Self:
@@ -116,49 +151,56 @@ class PrepareParams(_Section):
 class ModelParams(_Section):
     """The pretrained network."""
 
-    backbone: str
-    weights: str
+    backbone: str = "efficientnet_lite0"
+    """`biotune backbones` lists them"""
+    weights: str = "imagenet"
+    """imagenet | a name of torchvision's | none | path of a state dict"""
 
 
 class _Training(_Section):
-    epochs: Count
-    patience: Count
-    batch_size: Annotated[int, Field(ge=2)]
-    base_lr: Annotated[float, Field(gt=0, le=1)]
-    training_seeds: Seeds
-    metric: Literal["balanced_accuracy", "accuracy", "f1_macro", "auroc"]
-    class_weights: Literal["none", "balanced", "effective_number"]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    augment: Literal["none", "flip", "randaugment", "trivialaugment"]
+    epochs: Count = 8
+    patience: Count = 3
+    """epochs without a better one, after which a run ends"""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    base_lr: Annotated[float, Field(gt=0, le=1)] = 0.001
+    training_seeds: Seeds = [0]
+    """a genome's fitness is the mean over these"""
+    metric: Metric = "balanced_accuracy"
+    """auroc is of two classes; in balanced_accuracy each class counts alike, however rare"""
+    class_weights: ClassWeights = "none"
+    """rare classes count more in the loss"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: Augmentation = "none"
+    """random changes of the images that are trained on; frozen blocks are then computed anew each
+    time; not where left and right matter (text, radiographs)"""
 
 
 class SearchParams(_Training):
     """The evolutionary search; see the method's sections 3 and 5 for each word."""
 
-    population: Annotated[int, Field(ge=2)]
-    generations: Annotated[int, Field(ge=0)]
-    elites: Count
-    seed: Seed
-    folds: Count
-    head: Literal["evolved", "trainable"]
-    seed_recipes: bool
-    surgical_scan: bool
-    smoothed_ranking: bool
-    rescore_elites: bool
-    reproduction: Literal["batch", "sequential"]
-    racing: bool | Literal["seeds", "epochs"]
-    confirm_top_k: Count
-    confirm_on: Literal["resampled", "validation"]
-
-    @property
-    def races_seeds(self) -> bool:
-        """Whether hopeless candidates get no further training seeds."""
-        return self.racing in (True, "seeds")
-
-    @property
-    def races_epochs(self) -> bool:
-        """Whether hopeless runs get no further epochs."""
-        return self.racing in (True, "epochs")
+    population: Annotated[int, Field(ge=2)] = 6
+    generations: Annotated[int, Field(ge=0)] = 3
+    elites: Count = 2
+    seed: Seed = 0
+    folds: Count = 1
+    """2: each generation sees one half of the data, in turn"""
+    head: HeadMode = "evolved"
+    """trainable: the gene then sets only the head's rate"""
+    seed_recipes: bool = True
+    """up to half of generation 0 are known recipes"""
+    surgical_scan: bool = True
+    """first each block alone, then the best of them together"""
+    rescore_elites: bool = True
+    """when the fold changes, the elites are scored again on the new one"""
+    reproduction: ReproductionMode = "batch"
+    """batch: in parallel; sequential: as published"""
+    racing: bool = True
+    """what is hopeless gets no more seeds and epochs"""
+    confirm_top_k: Count = 3
+    """these and the best recipe are trained on five fresh seeds, with racing the best of them
+    alone; a plan wins if it leads the recipe by more than a standard error"""
+    confirm_on: Literal["resampled", "validation"] = "resampled"
+    """resampled: train and validation divided anew; validation: as they are"""
 
     @model_validator(mode="after")
     def _elites_leave_room(self) -> Self:
@@ -172,6 +214,11 @@ class SearchParams(_Training):
 class FinetuneParams(_Training):
     """The final training of the winner and of the best recipe."""
 
+    epochs: Count = 12
+    patience: Count = 6
+    training_seeds: Seeds = [0, 1, 2]
+    """the best on validation is kept"""
+
 
 class EvaluateParams(_Section):
     """Nothing to choose yet."""
@@ -180,39 +227,49 @@ class EvaluateParams(_Section):
 class ExportParams(_Section):
     """When an exported model, and each of its smaller forms, is good enough."""
 
-    min_label_agreement: Share
-    int8_max_drop: Share | None
-    fp16_max_drop: Share | None
+    min_label_agreement: Share = 0.999
+    """share of test images on which ONNX Runtime and torch must agree"""
+    int8_max_drop: Share | None = 0.01
+    """model.int8.onnx is kept if validation accuracy falls by at most this (0.01: one point);
+    null: it is not made"""
+    fp16_max_drop: Share | None = 0.01
+    """the same of model.fp16.onnx, for GPUs"""
 
 
 class RuntimeParams(_Section):
     """The machine: none of it may change what is found, but the first three by float noise."""
 
-    device: Annotated[str, BeforeValidator(_device)]
-    precision: Literal["auto", "fp32", "tf32", "bf16"]
-    compile: bool
-    feature_cache_bytes: Annotated[int, Field(ge=0)]
-    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)]
+    device: Annotated[str, BeforeValidator(_device)] = "auto"
+    """auto | cpu | cuda | cuda:1"""
+    precision: Literal["auto", Precision] = "auto"
+    """auto: bf16 where it is computed in, else fp32"""
+    compile: bool = False
+    """torch.compile the network; in a study on a CPU it did not pay"""
+    feature_cache_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
+    """memory for what frozen blocks make of the images, in all"""
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = "auto"
+    """trainings side by side: one per core on CPU, one per GPU"""
 
 
 class TrackingParams(_Section):
     """MLflow."""
 
-    experiment: Annotated[str, Field(min_length=1)]
-    registered_model: Annotated[str, AfterValidator(_registered_model)]
+    experiment: Annotated[str, Field(min_length=1)] = "biotune"
+    registered_model: Annotated[str, AfterValidator(_registered_model)] = "biotune"
+    """name in MLflow's registry; `champion` is its best version"""
 
 
 class Params(_Section):
-    """All of ``params.yaml``."""
+    """All of ``params.yaml``; without arguments, the defaults."""
 
-    prepare: PrepareParams
-    model: ModelParams
-    search: SearchParams
-    finetune: FinetuneParams
-    evaluate: EvaluateParams
-    export: ExportParams
-    runtime: RuntimeParams
-    tracking: TrackingParams
+    prepare: PrepareParams = PrepareParams()
+    model: ModelParams = ModelParams()
+    search: SearchParams = SearchParams()
+    finetune: FinetuneParams = FinetuneParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    export: ExportParams = ExportParams()
+    runtime: RuntimeParams = RuntimeParams()
+    tracking: TrackingParams = TrackingParams()
 
 
 def load_params(path: Path) -> Params:
@@ -235,7 +292,7 @@ def load_params(path: Path) -> Params:
     if not isinstance(loaded, dict):
         raise ParamsError(f"{path}: expected sections such as 'search:', got {loaded!r}")
     try:
-        return Params.model_validate(loaded)
+        return Params.model_validate(loaded, context="file")
     except ValidationError as error:
         faults = [_fault(fault) for fault in error.errors()]
         raise ParamsError("\n".join(f"{path}: {fault}" for fault in faults)) from error
@@ -246,7 +303,7 @@ def _fault(fault: ErrorDetails) -> str:
     key = ".".join(keys)
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(keys)}"
-    if fault["type"] == "missing":
+    if fault["input"] is _LEFT_OUT:
         return f"{key}: missing; every key is written out, copy it from the default params.yaml"
     if fault["type"] == "model_type":
         return f"{key}: expected a section with keys, got {fault['input']!r}"

@@ -15,13 +15,15 @@ from stages.options import FILE, StageCommand
     "--out", type=FILE, default=Path("params.yaml"), show_default=True, help="File to write."
 )
 def main(preset: str | None, out: Path) -> None:
-    """Write a preset as params.yaml, or list the presets.
+    """Write a preset as params.yaml, or, without one, list them.
 
-    A params.yaml that is there is kept under another name.
+    Every key is written, with what it means; `default` is what the checkout came with. A
+    params.yaml that is there is kept under another name.
 
     \b
     Examples:
       biotune init
+      biotune init default
       biotune init images
       biotune init paper-flowers102 --out flowers.yaml
     """

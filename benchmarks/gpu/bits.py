@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.evaluator import draw_plans
 from benchmarks.gpu.setting import Findings, Network, Row, Setting, say
-from biotune.finetuning.compute import Precision
+from biotune.finetuning.choices import Precision
 from biotune.finetuning.fitness import Trainer, TrainingTask
 from biotune.finetuning.training import FitResult, TrainingSettings
 

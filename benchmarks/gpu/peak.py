@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu.setting import Findings, Network, Row, Setting, in_turns, say
 from benchmarks.gpu.steps import TrainingStep
 from benchmarks.peak import BACKWARD_FLOP
-from biotune.finetuning.compute import Precision
+from biotune.finetuning.choices import Precision
 
 PRODUCT, CONVOLUTION = "matrix product", "3 x 3 convolution"
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.setting import Findings, Network, Row, Setting, in_turns, say
 from benchmarks.gpu.steps import TrainingStep
 from benchmarks.processes import forked_after
-from biotune.finetuning.compute import Precision
+from biotune.finetuning.choices import Precision
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 COMPILED: Precision = "bf16"

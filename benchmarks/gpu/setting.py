@@ -15,7 +15,8 @@ import click
 import torch
 
 from benchmarks.reporting import prepare_digits
-from biotune.finetuning.compute import Compute, Precision
+from biotune.finetuning.choices import Precision
+from biotune.finetuning.compute import Compute
 
 CLASSES: Final = 10
 """Of scikit-learn's digits."""

@@ -6,7 +6,7 @@ draws numbers, such as the dropout of the blocks that it trains.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Augmentation = Literal["none", "flip", "randaugment", "trivialaugment"]
-AUGMENTATIONS: Final[tuple[Augmentation, ...]] = get_args(Augmentation)
-"""``flip``: left and right exchanged, for half of the images. ``randaugment`` (arXiv 1909.13719)
-and ``trivialaugment`` (wide; arXiv 2103.10158): the same, and then torchvision's of that name."""
+    from biotune.finetuning.choices import Augmentation
 
 
 class Augmenter:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""``fp32``: IEEE single precision everywhere. ``tf32``: its products with 10 bits of mantissa, on
-CUDA. ``bf16``: bfloat16 autocast."""
+from biotune.finetuning.choices import Precision
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,8 @@ class Compute:
 
     Attributes:
         device: such as ``cpu`` or ``cuda:0``.
-        precision: see :data:`Precision`. Weights and optimizer state are float32 in all of them.
+        precision: see :data:`~biotune.finetuning.choices.Precision`. Weights and optimizer state
+            are float32 in all of them.
         compile: compile the network's modules by ``torch.compile``.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from biotune.finetuning.compute import Precision
+from biotune.finetuning.choices import Precision
 
 
 def instruction_set(device: str) -> str:

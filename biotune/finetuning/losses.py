@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ClassWeights = Literal["none", "balanced", "effective_number"]
-CLASS_WEIGHTS: Final[tuple[ClassWeights, ...]] = get_args(ClassWeights)
+from biotune.finetuning.choices import ClassWeights
 
 EFFECTIVE_NUMBER_BETA: Final = 0.999
 """β of Cui et al. 2019 (arXiv 1901.05555), the middle of their three. 1 − βⁿ is all but 1 from some

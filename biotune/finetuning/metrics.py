@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,12 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from biotune.finetuning.choices import Metric
+
 CALIBRATION_BINS = 15
 """Bins of the expected calibration error, as in Guo et al. 2017 (arXiv 1706.04599)."""
 
 BOOTSTRAP_RESAMPLES = 2000
-
-Metric = Literal["balanced_accuracy", "accuracy", "f1_macro", "auroc"]
-METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
-"""What plans may be ranked by. The method's own is balanced accuracy."""
 
 
 def validation_scores(
@@ -43,7 +40,7 @@ def validation_scores(
     Args:
         probabilities: [n, classes], finite, rows sum to 1.
         labels: class indices [n]; every class occurs.
-        metric: one of :data:`METRICS`.
+        metric: one of :data:`~biotune.finetuning.choices.METRICS`.
 
     Raises:
         ValueError: for ``auroc`` of more than two classes.

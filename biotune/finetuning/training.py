@@ -18,8 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from biotune.finetuning.augmentation import AUGMENTATIONS, Augmentation, augmenter
+from biotune.finetuning.augmentation import augmenter
 from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.choices import (
+    AUGMENTATIONS,
+    CLASS_WEIGHTS,
+    METRICS,
+    Augmentation,
+    ClassWeights,
+    Metric,
+)
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.feature_cache import FeatureCache, cut_of, network_input
 from biotune.finetuning.freezing import (
@@ -30,8 +38,8 @@ from biotune.finetuning.freezing import (
     trained_parameters,
 )
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
-from biotune.finetuning.losses import CLASS_WEIGHTS, ClassWeights, class_weights
-from biotune.finetuning.metrics import METRICS, Metric, validation_scores
+from biotune.finetuning.losses import class_weights
+from biotune.finetuning.metrics import validation_scores
 from biotune.finetuning.progress import Progress, ProgressFile
 from biotune.plan import FineTunePlan
 
@@ -48,7 +56,7 @@ class TrainingSettings:
         patience: stop after this many epochs without a better validation score, at least 1.
         batch_size: images a step, at least 2 (BatchNorm needs two).
         base_lr: Adam's learning rate at multiplier 1, positive.
-        metric: what validation is scored by; see :data:`~biotune.finetuning.metrics.METRICS`.
+        metric: what validation is scored by; see :data:`~biotune.finetuning.choices.METRICS`.
         class_weights: see :func:`~biotune.finetuning.losses.class_weights`.
         label_smoothing: share of the target that goes to all classes alike, in [0, 1).
         augment: how training images are changed at random; see

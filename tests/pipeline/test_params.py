@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.params import Params, ParamsError, load_params
+from pipeline.presets import rendered, resolved
 
 DEFAULT = Path(__file__).parents[2] / "params.yaml"
 
@@ -26,10 +27,9 @@ def faults(tmp_path: Path, **changes: Any) -> str:
     return str(error.value)
 
 
-def test_the_default_is_valid() -> None:
-    params = load_params(DEFAULT)
-    assert isinstance(params, Params)
-    assert params.search.population == yaml.safe_load(DEFAULT.read_text())["search"]["population"]
+def test_the_checkouts_file_is_what_init_writes_from_the_schema() -> None:
+    assert load_params(DEFAULT) == Params()
+    assert DEFAULT.read_text() == rendered(*resolved("default"))
 
 
 def test_an_unknown_key_is_named_with_what_was_probably_meant(tmp_path: Path) -> None:
@@ -57,12 +57,18 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ({"search__population": 1}, "search.population: Input should be greater than or equal"),
         ({"search__base_lr": 0}, "search.base_lr: Input should be greater than 0"),
         ({"search__base_lr": float("nan")}, "search.base_lr"),
+        ({"search__base_lr": 1.01}, "search.base_lr: Input should be less than or equal to 1"),
+        ({"finetune__base_lr": 1.01}, "finetune.base_lr: Input should be less than or equal to 1"),
         ({"search__head": "frozen"}, "search.head: Input should be 'evolved' or 'trainable'"),
         ({"search__training_seeds": []}, "search.training_seeds: List should have at least 1"),
         ({"search__training_seeds": [1, 1]}, "search.training_seeds: each seed may occur once"),
         ({"search__training_seeds": [0, -1]}, "search.training_seeds.1: Input should be greater"),
         ({"search__elites": 6}, "search: elites must be fewer than population (6), got 6"),
         ({"search__seed_recipes": "yes"}, "search.seed_recipes: Input should be a valid boolean"),
+        ({"search__racing": "epochs"}, "search.racing: Input should be a valid boolean"),
+        ({"search__folds": 0}, "search.folds: Input should be greater than or equal to 1"),
+        ({"search__reproduction": "both"}, "search.reproduction: Input should be 'batch' or 'seq"),
+        ({"search__confirm_on": "test"}, "search.confirm_on: Input should be 'resampled' or 'val"),
         ({"finetune__epochs": 0}, "finetune.epochs: Input should be greater than or equal to 1"),
         ({"finetune__batch_size": 1}, "finetune.batch_size: Input should be greater than or"),
         ({"prepare__source": "digit"}, "prepare.source: expected one of digits, image_folder, "),
@@ -74,12 +80,17 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ({"finetune__label_smoothing": 1.0}, "finetune.label_smoothing: Input should be less"),
         ({"finetune__augment": "mixup"}, "finetune.augment: Input should be 'none', 'flip', 'ra"),
         ({"prepare__image_size": 4}, "prepare.image_size: Input should be greater than or equal"),
+        ({"prepare__image_size": 2049}, "prepare.image_size: Input should be less than or equal"),
+        ({"search__class_weights": "all"}, "search.class_weights: Input should be 'none', 'balan"),
         ({"export__min_label_agreement": 1.5}, "export.min_label_agreement: Input should be less"),
+        ({"export__int8_max_drop": 1.5}, "export.int8_max_drop: Input should be less than or"),
         ({"runtime__device": "tpu"}, "runtime.device: expected auto, cpu, cuda or cuda:1, got"),
+        ({"runtime__precision": "fp16"}, "runtime.precision: Input should be 'auto', 'fp32', 'tf"),
         ({"runtime__workers": 0}, "runtime.workers: expected auto, or how many, at least 1, got 0"),
         ({"runtime__workers": True}, "runtime.workers: expected auto, or how many, at least 1"),
         ({"search__interval": 3}, "search.interval: unknown key"),
         ({"tracking__experiment": ""}, "tracking.experiment: String should have at least 1"),
+        ({"tracking__registered_model": "a/b"}, "tracking.registered_model: expected a name with"),
     ],
 )
 def test_an_impossible_value_is_one_line_that_names_the_key(
@@ -90,13 +101,19 @@ def test_an_impossible_value_is_one_line_that_names_the_key(
     assert all(line.startswith(str(tmp_path / "my.yaml")) for line in message.splitlines())
 
 
-def test_a_missing_key_says_where_to_copy_it_from(tmp_path: Path) -> None:
-    content = yaml.safe_load(DEFAULT.read_text())
-    del content["search"]["elites"]
+def test_each_missing_key_is_named_and_where_to_copy_it_from(tmp_path: Path) -> None:
+    """DVC interpolates them, and `dvc exp run -S` changes them: no default may stand in for one."""
+    content = Params().model_dump()
+    del content["search"]["elites"], content["search"]["population"], content["evaluate"]
+    content["prepare"] |= {"source": "image_csv", "table": {"file": "a.csv", "image_column": "a"}}
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ParamsError, match=r"search\.elites: missing; .* copy it from the default"):
+    with pytest.raises(ParamsError) as error:
         load_params(path)
+    missing = ["prepare.table.label_column", "prepare.table.split_column", "search.population"]
+    missing += ["search.elites", "evaluate"]
+    said = "missing; every key is written out, copy it from the default params.yaml"
+    assert str(error.value) == "\n".join(f"{path}: {key}: {said}" for key in missing)
 
 
 def test_a_section_without_keys_is_named(tmp_path: Path) -> None:

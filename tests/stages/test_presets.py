@@ -1,4 +1,4 @@
-"""Every preset passes the schema, and every stage of it its dry run."""
+"""Every preset is what it was, and passes every stage's dry run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.cost import StepCost, step_cost
-from pipeline.params import load_params
-from pipeline.presets import PRESETS, preset_names
+from pipeline.params import Params, SearchParams, load_params
+from pipeline.presets import preset_names, rendered, resolved, write_preset
 from stages import cli
 from tests.tiny import NETWORK
 
 WIDE = {"COLUMNS": "200"}
+RESOLVED = Path(__file__).with_name("resolved_presets.yaml")
 STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 
 
@@ -57,26 +59,54 @@ def test_there_is_one_for_each_of_the_papers_sets_and_one_for_own_images() -> No
         "svhn",
         "usps",
     ]
-    assert preset_names() == sorted(["images", *(f"paper-{name}" for name in sets)])
+    assert preset_names() == sorted(["default", "images", *(f"paper-{name}" for name in sets)])
     result = CliRunner().invoke(cli.main, ["init"])
     assert result.exit_code == 0
     for name in preset_names():
         assert f"{name} " in result.output
 
 
+def test_no_default_changes_a_preset_unseen() -> None:
+    resolutions = {name: resolved(name)[1] for name in preset_names()}
+    assert resolutions.pop("default") == Params()
+    expected = yaml.safe_load(RESOLVED.read_text())
+    assert {name: params.model_dump() for name, params in resolutions.items()} == expected
+
+
+def test_a_preset_lies_over_its_base_and_none_of_its_words_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.presets.PRESETS", tmp_path)
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "b.yaml").write_text("# below\nsearch: {elites: 3, folds: 2}\n")
+    (tmp_path / "a.yaml").write_text("# above\nbase: b\nsearch: {elites: 4}\n# not at the top\n")
+    comment, params = resolved("a")
+    assert comment == "# above\n# below\n"
+    assert params.search == SearchParams(elites=4, folds=2)
+    (tmp_path / "a.yaml").write_text("serach: {elites: 4}\n")
+    with pytest.raises(ValueError, match="serach"):
+        resolved("a")
+
+
 @pytest.mark.parametrize("name", preset_names())
+def test_what_is_written_says_every_key_and_what_it_means(name: str, tmp_path: Path) -> None:
+    write_preset(name, tmp_path / "my.yaml")
+    assert load_params(tmp_path / "my.yaml") == resolved(name)[1]
+    lines = (tmp_path / "my.yaml").read_text().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum("# balanced_accuracy | accuracy | f1_macro | auroc; " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith("paper-")])
 def test_a_paper_preset_is_the_published_setting(name: str) -> None:
-    params = load_params(PRESETS / f"{name}.yaml")
+    params = resolved(name)[1]
     search = params.search
-    if name == "images":
-        return
     assert params.model.backbone == "resnet50"
     assert (search.population, search.generations, search.elites, search.folds) == (10, 10, 3, 2)
     assert (search.epochs, search.patience, search.batch_size) == (30, 3, 96)
     assert (search.base_lr, search.training_seeds) == (0.001, [0, 1, 2])
     assert search.rescore_elites
-    added = (search.seed_recipes, search.surgical_scan, search.smoothed_ranking, search.racing)
-    assert not any(added)
+    assert not any((search.seed_recipes, search.surgical_scan, search.racing))
     assert (search.head, search.reproduction) == ("evolved", "sequential")
     assert (search.metric, search.augment) == ("balanced_accuracy", "none")
 
@@ -86,10 +116,10 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.dry_run.step_cost", cost_of_a_toy)
+    write_preset(name, folder / "params.yaml")
     before = sorted(folder.rglob("*"))
     for stage in STAGES:
-        command = [stage, "--params", str(PRESETS / f"{name}.yaml"), "--dry-run"]
-        result = CliRunner().invoke(cli.main, command)
+        result = CliRunner().invoke(cli.main, [stage, "--dry-run"])
         assert result.exit_code == 0, result.output
         assert f"Dry run of {stage}" in result.output
     assert sorted(folder.rglob("*")) == before
@@ -97,8 +127,8 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
 
 @pytest.mark.slow
 def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
-    params = str(PRESETS / "paper-flowers102.yaml")
-    result = CliRunner().invoke(cli.main, ["search", "--params", params, "--dry-run"], env=WIDE)
+    write_preset("paper-flowers102", folder / "params.yaml")
+    result = CliRunner().invoke(cli.main, ["search", "--dry-run"], env=WIDE)
     assert result.exit_code == 0, result.output
     rows = {cells[1].strip(): cells[2].strip() for cells in _cells(result.output)}
     assert rows["evaluations"] == "140 x 3 seeds"
@@ -120,10 +150,10 @@ def test_init_writes_a_preset_and_keeps_what_was_there(folder: Path) -> None:
     for _ in range(2):  # the second finds that nothing is to be kept
         result = CliRunner().invoke(cli.main, ["init", "images"])
         assert result.exit_code == 0, result.output
-    assert (folder / "params.yaml").read_bytes() == (PRESETS / "images.yaml").read_bytes()
+    assert (folder / "params.yaml").read_text() == rendered(*resolved("images"))
     assert (folder / "params.yaml.old").read_text() == "mine: 1\n"
     CliRunner().invoke(cli.main, ["init", "paper-dtd"])
-    assert (folder / "params.yaml.old2").read_bytes() == (PRESETS / "images.yaml").read_bytes()
+    assert (folder / "params.yaml.old2").read_text() == rendered(*resolved("images"))
 
 
 def test_an_unknown_preset_is_one_line_and_writes_nothing(folder: Path) -> None:

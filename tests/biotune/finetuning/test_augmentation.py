@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from biotune.finetuning.augmentation import AUGMENTATIONS, augmenter
+from biotune.finetuning.augmentation import augmenter
+from biotune.finetuning.choices import AUGMENTATIONS
 
 
 def pictures() -> np.ndarray:

@@ -8,7 +8,8 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 
-from biotune.finetuning.losses import CLASS_WEIGHTS, EFFECTIVE_NUMBER_BETA, class_weights
+from biotune.finetuning.choices import CLASS_WEIGHTS
+from biotune.finetuning.losses import EFFECTIVE_NUMBER_BETA, class_weights
 from tests.biotune.finetuning import toy
 
 LABELS = np.repeat(np.arange(3), [1000, 100, 10])
