@@ -74,11 +74,11 @@ LABEL org.opencontainers.image.title="BioTune model server" \
 
 FROM base AS pipeline
 # git: the commit goes to MLflow, and DVC asks for it. A C++ compiler: torch.compile needs one
-# (runtime.compile). A base image that has both needs no connection.
+# (runtime.compile). dumb-init: see ENTRYPOINT. A base image that has them needs no connection.
 # hadolint ignore=DL3008
-RUN if ! { command -v git && command -v g++; } > /dev/null; then \
+RUN if ! { command -v git && command -v g++ && command -v dumb-init; } > /dev/null; then \
         apt-get update \
-        && apt-get install --yes --no-install-recommends git g++ \
+        && apt-get install --yes --no-install-recommends git g++ dumb-init \
         && rm -rf /var/lib/apt/lists/*; \
     fi \
     # The checkout is mounted, and seldom the container's user's own.
@@ -115,7 +115,10 @@ ENV BIOTUNE_RUNTIME=host \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
-ENTRYPOINT ["biotune"]
+# An engine sends SIGTERM (15) to the first process alone, which DVC does not heed: its stage would be
+# killed a while later, and the lock left behind names a small process id that the next container has
+# too ("busy"). What DVC heeds is Ctrl-C in a terminal, that is SIGINT (2) to all.
+ENTRYPOINT ["dumb-init", "--rewrite", "15:2", "--", "biotune"]
 CMD ["--help"]
 ARG LOCK_SHA256=
 ARG REVISION=

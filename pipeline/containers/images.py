@@ -43,23 +43,24 @@ def find_image(runtime: str) -> Image:
     if runtime == "apptainer":
         return _find_sif(Path(os.environ.get("BIOTUNE_IMAGE") or CHECKOUT / "biotune-pipeline.sif"))
     name = os.environ.get("BIOTUNE_IMAGE") or "biotune-pipeline"
-    asked = subprocess.run([runtime, "image", "inspect", name], capture_output=True, text=True)
-    if asked.returncode:
-        answer = subprocess.run([runtime, "version"], capture_output=True, text=True)
-        if answer.returncode:
+    answer = subprocess.run([runtime, "image", "inspect", name], capture_output=True, text=True)
+    if answer.returncode:
+        version = subprocess.run([runtime, "version"], capture_output=True, text=True)
+        if version.returncode:
             raise PipelineError(
-                f"{runtime} does not answer ({answer.stderr.strip()}): start it, or see to it that "
-                "you may use it"
+                f"{runtime} does not answer ({version.stderr.strip()}): start it, or see to it "
+                "that you may use it"
             )
         raise PipelineError(
-            f"{runtime} has no image {name} ({asked.stderr.strip()}): build it with `make images "
+            f"{runtime} has no image {name} ({answer.stderr.strip()}): build it with `make images "
             f"ENGINE={runtime}`, or name another as BIOTUNE_IMAGE"
         )
-    found: dict[str, Any] = json.loads(asked.stdout)[0]
+    inspected: dict[str, Any] = json.loads(answer.stdout)[0]
     # An image that was only ever here has no digest of a registry; its id is one of its content.
-    digests = [one for one in found.get("RepoDigests") or () if not one.startswith("localhost/")]
-    digest = digests[0] if digests else f"sha256:{found['Id'].removeprefix('sha256:')}"
-    return Image(name, digest, found["Config"].get("Labels") or {})
+    digests = [str(digest) for digest in inspected.get("RepoDigests") or ()]
+    pulled = [digest for digest in digests if not digest.startswith("localhost/")]
+    digest = pulled[0] if pulled else f"sha256:{inspected['Id'].removeprefix('sha256:')}"
+    return Image(name=name, digest=digest, labels=inspected["Config"].get("Labels") or {})
 
 
 def _find_sif(file: Path) -> Image:
@@ -68,15 +69,15 @@ def _find_sif(file: Path) -> Image:
             f"there is no image {file}: docs/deployment.md says how to make one for apptainer, or "
             "name another as BIOTUNE_IMAGE"
         )
-    asked = subprocess.run(
+    answer = subprocess.run(
         ["apptainer", "inspect", "--json", "--labels", str(file)], capture_output=True, text=True
     )
-    if asked.returncode:
-        raise PipelineError(f"apptainer cannot read the image {file}: {asked.stderr.strip()}")
-    labels = json.loads(asked.stdout)["data"]["attributes"]["labels"]
+    if answer.returncode:
+        raise PipelineError(f"apptainer cannot read the image {file}: {answer.stderr.strip()}")
+    labels = json.loads(answer.stdout)["data"]["attributes"]["labels"]
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Image(str(file.resolve()), f"sha256:{digest}", labels or {})
+    return Image(name=str(file.resolve()), digest=f"sha256:{digest}", labels=labels or {})
 
 
 def check_lock(image: Image, runtime: str) -> None:
@@ -86,11 +87,11 @@ def check_lock(image: Image, runtime: str) -> None:
         PipelineError: if it was built from another, with the command that builds it anew.
     """
     expected = hashlib.sha256((CHECKOUT / "requirements.lock").read_bytes()).hexdigest()
-    found = image.labels.get(LOCK_LABEL, "")
-    if found != expected:
+    labelled = image.labels.get(LOCK_LABEL, "")
+    if labelled != expected:
         engine = "docker" if runtime == "apptainer" else runtime
         raise PipelineError(
             f"the image {image.name} was built from another requirements.lock (its label "
-            f"{LOCK_LABEL} is {found[:12] or 'missing'}) than the checkout's ({expected[:12]}): "
+            f"{LOCK_LABEL} is {labelled[:12] or 'missing'}) than the checkout's ({expected[:12]}): "
             f"build it again with `make images ENGINE={engine}`"
         )

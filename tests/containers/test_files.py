@@ -10,6 +10,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import pytest
@@ -97,14 +98,18 @@ def test_a_health_check_asks_no_proxy(services: dict[str, Any], where: str) -> N
 
 def test_a_container_with_dvc_in_it_is_stopped_in_order(services: dict[str, Any]) -> None:
     """DVC heeds no SIGTERM, and a stage needs more than the ten seconds of an engine."""
-    supervise = ["python", "-m", "stages.supervise"]
+    *interrupt, biotune = json.loads(
+        re.findall(r"^ENTRYPOINT (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1]
+    )
+    assert biotune == "biotune"
+    assert interrupt == ["dumb-init", "--rewrite", f"{SIGTERM:d}:{SIGINT:d}", "--"]
     for name in ("pipeline", "pipeline-cpu"):
-        assert services[name]["entrypoint"] == supervise
+        assert services[name]["entrypoint"] == interrupt
         assert services[name]["command"] == ["dvc", "repro"]
         assert services[name]["stop_grace_period"] == "2m"
-    (job,) = [one for one in _kubernetes() if one["kind"] == "Job"]
+    (job,) = [manifest for manifest in _kubernetes() if manifest["kind"] == "Job"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["command"] == [*supervise, "dvc", "repro"]
+    assert container["command"] == [*interrupt, "dvc", "repro"]
 
 
 def _kubernetes() -> list[dict[str, Any]]:
