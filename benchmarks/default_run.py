@@ -23,10 +23,8 @@ from pipeline.params import Params, load_params
 
 VARIANTS = {
     "as given": {},
-    "plain": {"surgical_scan": False, "smoothed_ranking": False},
-    "smoothed": {"surgical_scan": False, "smoothed_ranking": True},
-    "scan": {"surgical_scan": True, "smoothed_ranking": False},
-    "both": {"surgical_scan": True, "smoothed_ranking": True},
+    "plain": {"surgical_scan": False},
+    "scan": {"surgical_scan": True},
 }
 """Changes to the ``search`` section of the params file."""
 

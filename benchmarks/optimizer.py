@@ -199,9 +199,7 @@ def tpe(objective: Objective, seed: int) -> None:
 SEARCHES: dict[str, Method] = {
     "BioTune": biotune(),
     "BioTune, sequential": biotune(reproduction="sequential"),
-    "BioTune, smoothed ranking": biotune(smoothed_ranking=True),
     "BioTune, surgical scan": biotune(surgical_scan=True),
-    "BioTune, both": biotune(smoothed_ranking=True, surgical_scan=True),
     "random search": random_search,
 }
 REFERENCES: dict[str, Method] = {"CMA-ES": cma_es, "TPE": tpe}

@@ -28,8 +28,8 @@ from biotune.finetuning.training import TrainingSettings
 from biotune.images import DigitsSource, prepare_images
 from pipeline import search
 from pipeline.params import Params, load_params
-from pipeline.trials.machine import resolve_compute
 from pipeline.trials.jobs import Job
+from pipeline.trials.machine import resolve_compute
 from pipeline.trials.pool import TrainerSetup, WorkerPool
 from pipeline.trials.side_by_side import resolve_workers
 

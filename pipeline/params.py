@@ -70,8 +70,8 @@ def _registered_model(name: str) -> str:
 
 
 def _workers(workers: object) -> object:
-    if workers != "auto" and (type(workers) is not int or workers < 1):
-        raise ValueError("expected auto, or how many, at least 1")
+    if workers != "auto" and (type(workers) is not int or workers < 0):
+        raise ValueError("expected auto, how many, or 0: in this process")
     return workers
 
 
@@ -248,7 +248,8 @@ class RuntimeParams(_Section):
     feature_cache_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
     """memory for what frozen blocks make of the images, in all"""
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_workers)] = "auto"
-    """trainings side by side: one per core on CPU, one per GPU"""
+    """trainings side by side: auto: one per core on CPU, one per GPU; 0: in the stage's own
+    process, for a debugger"""
 
 
 class TrackingParams(_Section):

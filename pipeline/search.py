@@ -65,7 +65,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     sizes = block_sizes(params.model.backbone, len(shop.images.classes))
     blocks = tuple(sizes)
     optimizer = new_search(section, blocks)
-    print(f"Training on {describe(shop.compute)}; {shop.workers or 1} at a time")
+    print(f"Training on {describe(shop.compute)}; {shop.workers} at a time")
     with (
         shop.open("search") as (runs, tracked),
         _Progress(section, sum(sizes.values()), tracked, optimizer.planned_evaluations) as progress,

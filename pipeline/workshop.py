@@ -32,7 +32,7 @@ class Workshop:
         images: of that folder.
         backbone: the network with its pretrained weights; the workers build their own.
         compute: device and precision.
-        workers: how many train side by side; 0: this process does.
+        workers: how many train side by side, at least 1.
     """
 
     params: Params
@@ -99,9 +99,10 @@ class Workshop:
             backbone=model.backbone,
             weights=model.weights,
             compute=self.compute,
-            feature_cache_bytes=cache // max(1, self.workers),
+            feature_cache_bytes=cache // self.workers,
         )
-        return WorkerPool(setup, self.workers) if self.workers else InProcess(setup)
+        own = self.params.runtime.workers == 0
+        return InProcess(setup) if own else WorkerPool(setup, self.workers)
 
 
 def track_attempts(tracked: StageRun, attempts: list[Attempt]) -> None:

@@ -16,13 +16,15 @@ from joblib import cpu_count  # minds affinity and a container's CPU limit
 
 
 def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
-    """How many workers ``runtime.workers`` means: one per usable core on CPU, one per GPU.
+    """How many ``runtime.workers`` means: ``auto`` is one per usable core on CPU, one per GPU.
+
+    None of their own, which is 0, is one: this process.
 
     One thread each: two workers of one thread finish sooner than one of two, as
     ``benchmarks/workers.py`` measures.
     """
     if workers != "auto":
-        return workers
+        return max(1, workers)
     return int(cpu_count()) if device == "cpu" else count_gpus(device)
 
 

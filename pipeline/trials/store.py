@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,10 @@ from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from pipeline.errors import PipelineError
+from pipeline.trials.code_version import code_hash
 from pipeline.trials.store_file import checksum, open_store
 
 log = logging.getLogger(__name__)
-
-EVALUATION_VERSION = 3
-"""Raise it by hand when the meaning of a training run changes. Not a hash of the code: a comment
-must not lose a search."""
 
 
 class EvaluationStore:
@@ -173,7 +171,7 @@ def shared_inputs(
         compute: device and precision.
     """
     return {
-        "version": EVALUATION_VERSION,
+        "code": code_hash(),
         "data": fingerprint,
         "backbone": backbone,
         "weights": weights,
@@ -181,4 +179,5 @@ def shared_inputs(
         "precision": compute.precision,
         "compile": compute.compile,
         "torch": torch.__version__,
+        **{package: version(package) for package in ("numpy", "timm")},
     }

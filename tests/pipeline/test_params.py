@@ -86,8 +86,11 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ({"export__int8_max_drop": 1.5}, "export.int8_max_drop: Input should be less than or"),
         ({"runtime__device": "tpu"}, "runtime.device: expected auto, cpu, cuda or cuda:1, got"),
         ({"runtime__precision": "fp16"}, "runtime.precision: Input should be 'auto', 'fp32', 'tf"),
-        ({"runtime__workers": 0}, "runtime.workers: expected auto, or how many, at least 1, got 0"),
-        ({"runtime__workers": True}, "runtime.workers: expected auto, or how many, at least 1"),
+        (
+            {"runtime__workers": -1},
+            "runtime.workers: expected auto, how many, or 0: in this process, got -1",
+        ),
+        ({"runtime__workers": True}, "runtime.workers: expected auto, how many, or 0"),
         ({"search__interval": 3}, "search.interval: unknown key"),
         ({"tracking__experiment": ""}, "tracking.experiment: String should have at least 1"),
         ({"tracking__registered_model": "a/b"}, "tracking.registered_model: expected a name with"),

@@ -75,7 +75,9 @@ def test_whatever_changes_a_run_changes_its_key(tmp_path: Path, other: TrainingT
         shared_inputs("data", "efficientnet_lite0", "weights", Compute("cuda")),
         shared_inputs("data", "efficientnet_lite0", "weights", Compute("cpu", "bf16")),
         shared_inputs("data", "efficientnet_lite0", "weights", Compute(compile=True)),
-        {**INPUTS, "version": 0},
+        {**INPUTS, "code": "another"},
+        {**INPUTS, "numpy": "1.0"},
+        {**INPUTS, "timm": "1.0"},
         {**INPUTS, "torch": "1.0"},
     ],
 )
@@ -105,7 +107,7 @@ def test_what_was_put_survives_a_process_that_is_killed_right_after(tmp_path: Pa
 import os, signal
 from pathlib import Path
 from tests.pipeline.trainings import curve, task
-from tests.pipeline.test_store import INPUTS
+from tests.pipeline.trials.test_store import INPUTS
 from pipeline.trials.store import EvaluationStore
 EvaluationStore(Path({str(tmp_path)!r}), INPUTS).put(task(), curve(0.5))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -358,7 +360,7 @@ def test_several_processes_may_open_and_write_one_store_at_once(tmp_path: Path) 
 import sys
 from pathlib import Path
 from tests.pipeline.trainings import curve, task
-from tests.pipeline.test_store import INPUTS
+from tests.pipeline.trials.test_store import INPUTS
 from pipeline.trials.store import EvaluationStore
 print(flush=True)
 sys.stdin.readline()
