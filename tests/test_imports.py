@@ -78,6 +78,7 @@ def test_every_module_belongs_to_a_room_and_imports_only_rooms_below_it() -> Non
         ("biotune.finetuning.training", {"mlflow", "dvc", "click", "onnx"}),
         ("biotune.deployment.bundle", {"torch", "scipy", "mlflow", "onnx", "click"}),
         ("biotune.commands.group", {"torch", "numpy", "onnxruntime", "PIL"}),
+        ("pipeline.inputs", {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
         ("stages.cli", {"torch", "mlflow", "numpy", "pydantic", "dvc"}),
     ],
 )
