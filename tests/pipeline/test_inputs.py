@@ -70,34 +70,44 @@ def would_run(clone: Clone) -> dict[str, set[str]]:
 
 
 @contextmanager
-def written(file: Path, content: bytes) -> Iterator[None]:
-    kept = file.read_bytes()
-    file.write_bytes(content)
-    yield
-    file.write_bytes(kept)
+def holding(file: Path, content: bytes | None) -> Iterator[None]:
+    """A file that holds this for a while; None for no file."""
+    before = file.read_bytes() if file.exists() else None
+    _put(file, content)
+    try:
+        yield
+    finally:
+        _put(file, before)
+
+
+def _put(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
 
 
 def test_nothing_that_is_as_it_was_reruns_a_stage(clone: Clone) -> None:
     for file in ("mine/0/000.png", "labels.csv", "weights.pt"):
         os.utime(clone.folder / file, (1, 1))
-    hidden = clone.folder / "mine" / ".DS_Store"
-    hidden.write_text("of a file manager")
-    assert would_run(clone) == {}
-    hidden.unlink()
+    with holding(clone.folder / "mine" / ".DS_Store", b"of a file manager"):
+        assert would_run(clone) == {}
 
 
 def test_a_label_in_a_table_outside_the_images_folder_reruns_prepare(clone: Clone) -> None:
-    with written(clone.folder / "labels.csv", b"i,l\n0/000.png,one\n1/001.png,zero\n"):
+    with holding(clone.folder / "labels.csv", b"i,l\n0/000.png,one\n1/001.png,zero\n"):
         assert would_run(clone) == OF_THE_IMAGES
 
 
 def test_an_image_that_goes_from_a_linked_class_folder_reruns_prepare(clone: Clone) -> None:
-    image = clone.folder / "elsewhere" / "009.png"
-    content = image.read_bytes()
-    image.unlink()
-    assert would_run(clone) == OF_THE_IMAGES
-    image.write_bytes(content)
+    with holding(clone.folder / "elsewhere" / "009.png", None):
+        assert would_run(clone) == OF_THE_IMAGES
     assert would_run(clone) == {}
+
+
+def test_other_weights_under_the_same_name_rerun_the_search(clone: Clone) -> None:
+    with holding(clone.folder / "weights.pt", b"other"):
+        assert would_run(clone) == OF_THE_WEIGHTS
 
 
 def test_a_link_to_nothing_is_an_image_that_prepare_leaves_out(clone: Clone) -> None:
@@ -106,12 +116,6 @@ def test_a_link_to_nothing_is_an_image_that_prepare_leaves_out(clone: Clone) -> 
     link.unlink()
     assert would_run(clone) == OF_THE_IMAGES
     link.symlink_to("nowhere")
-    assert would_run(clone) == {}
-
-
-def test_other_weights_under_the_same_name_rerun_the_search(clone: Clone) -> None:
-    with written(clone.folder / "weights.pt", b"other"):
-        assert would_run(clone) == OF_THE_WEIGHTS
 
 
 @pytest.fixture
