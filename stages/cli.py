@@ -14,9 +14,9 @@ from stages import backbones, evaluate, export, finetune, init, inputs, prepare,
 def main() -> None:
     """Evolve which blocks of a pretrained network to freeze and how fast the others learn.
 
-    The stages, in order: prepare, search, finetune, evaluate, export. `dvc repro` runs those that
-    are not up to date; each can be run by hand. What they export is used by predict, verify and
-    serve.
+    The stages, in order: inputs, prepare, search, finetune, evaluate, export. `dvc repro` runs
+    those that are not up to date; each can be run by hand. What they export is used by predict,
+    verify and serve.
 
     \b
     Examples:
