@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all: written beside, synchronised, renamed."""
+"""Files and folders that appear whole or not at all: written beside, synchronised, renamed.
+
+And what there is below a folder.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,20 @@ def put_folder(fresh: Path, path: Path, old: Path) -> None:
             old.rename(path)
         raise
     synchronise(path.parent)
+
+
+def visible_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder but hidden ones; links are followed, but not in a circle."""
+    real = folder.resolve()
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in visible:
+        if entry.is_dir():
+            yield from visible_files(Path(entry.path), (*above, real))
+        else:
+            yield Path(entry.path)
 
 
 def synchronise(path: Path) -> None:

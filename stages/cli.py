@@ -6,7 +6,7 @@ import click
 
 from biotune import __version__
 from biotune.commands.group import COMMANDS
-from stages import backbones, evaluate, export, finetune, init, prepare, search, sync, ui
+from stages import backbones, evaluate, export, finetune, init, inputs, prepare, search, sync, ui
 
 
 @click.group()
@@ -14,9 +14,9 @@ from stages import backbones, evaluate, export, finetune, init, prepare, search,
 def main() -> None:
     """Evolve which blocks of a pretrained network to freeze and how fast the others learn.
 
-    The stages, in order: prepare, search, finetune, evaluate, export. `dvc repro` runs those that
-    are not up to date; each can be run by hand. What they export is used by predict, verify and
-    serve.
+    The stages, in order: inputs, prepare, search, finetune, evaluate, export. `dvc repro` runs
+    those that are not up to date; each can be run by hand. What they export is used by predict,
+    verify and serve.
 
     \b
     Examples:
@@ -25,7 +25,7 @@ def main() -> None:
     """
 
 
-STAGES = (init, prepare, search, finetune, evaluate, export, backbones, sync, ui)
+STAGES = (init, inputs, prepare, search, finetune, evaluate, export, backbones, sync, ui)
 
 for _command in (*STAGES, *COMMANDS):
     main.add_command(_command.main, _command.__name__.rpartition(".")[2])

@@ -79,6 +79,7 @@ def test_every_module_belongs_to_a_room_and_imports_only_rooms_below_it() -> Non
         ("biotune.deployment.bundle", {"torch", "scipy", "mlflow", "onnx", "click"}),
         ("biotune.commands.group", {"torch", "numpy", "onnxruntime", "PIL"}),
         ("pipeline.params", {"torch", "mlflow", "dvc", "sklearn", "scipy"}),
+        ("pipeline.inputs", {"torch", "mlflow", "numpy", "PIL", "pydantic"}),
         ("stages.cli", {"torch", "mlflow", "numpy", "pydantic", "dvc"}),
     ],
 )

@@ -22,7 +22,7 @@ from tests.imports import ROOT
 def test_it_lists_every_stage_with_what_it_does() -> None:
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
-    for stage in ("prepare", "search", "finetune", "evaluate", "export"):
+    for stage in ("inputs", "prepare", "search", "finetune", "evaluate", "export"):
         assert f"\n  {stage} " in result.output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from biotune.data.decoding import decode, readable_endings
+from biotune.files import visible_files
 from biotune.images.sources.base import check_names, natural_key
 
 if TYPE_CHECKING:
@@ -134,17 +134,3 @@ def _image_files(folder: Path) -> Iterator[Path]:
     for path in visible_files(folder):
         if path.suffix.lower() in endings:
             yield path
-
-
-def visible_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones; links are followed, but not in a circle."""
-    real = folder.resolve()
-    if real in above:
-        return
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in visible:
-        if entry.is_dir():
-            yield from visible_files(Path(entry.path), (*above, real))
-        else:
-            yield Path(entry.path)

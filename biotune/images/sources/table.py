@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from biotune.data.decoding import decode, readable_endings
+from biotune.files import visible_files
 from biotune.images.sources.base import check_names, natural_key
-from biotune.images.sources.folders import SPLIT_OF, visible_files
+from biotune.images.sources.folders import SPLIT_OF
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
