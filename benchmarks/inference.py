@@ -124,7 +124,7 @@ def resident_mib(process: int | str) -> float:
 @contextmanager
 def serving(model: Path, threads: int) -> Iterator[tuple[int, int]]:
     """A server on the loopback interface; its process id and port."""
-    command = [sys.executable, "-m", "stages.cli", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "biotune", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--device", "cpu", "--threads", str(threads)], stderr=subprocess.PIPE, text=True
     )

@@ -38,7 +38,7 @@ class ServeProcess:
 
     model: Path
     options: tuple[str, ...] = ()
-    program: tuple[str, ...] = (sys.executable, "-m", "stages.cli")
+    program: tuple[str, ...] = (sys.executable, "-m", "biotune")
     port: int = field(default=0, init=False)
 
     def __enter__(self) -> Self:

@@ -8,28 +8,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from biotune.commands.command import Command
+from biotune.commands.options import device_option, model_argument
 
 if TYPE_CHECKING:
     from biotune.deployment.predictor import Prediction
 
-DEVICES: Final = ("auto", "cpu", "cuda")
-
-device_option = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    type=click.Choice(DEVICES),
-    help="What computes; auto is CUDA where ONNX Runtime has it.",
-)
-
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@model_argument
 @click.argument("paths", nargs=-1, required=True)
 @click.option(
     "--top-k",

@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from biotune.commands.command import Command
-from biotune.commands.predict import device_option
+from biotune.commands.options import device_option, model_argument
 
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@model_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for all addresses.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @device_option

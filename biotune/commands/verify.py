@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from biotune.commands.command import Command
-from biotune.commands.predict import device_option
+from biotune.commands.options import device_option, model_argument
 
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+@model_argument
 @device_option
 @click.pass_context
 def main(ctx: click.Context, model: Path, device: str) -> None:

@@ -103,7 +103,7 @@ class Place:
         log = self.out / f"{stage}-{time.time_ns()}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "stages.cli", stage, *words],
+                [sys.executable, "-m", "biotune", stage, *words],
                 cwd=self.folder,
                 env=environment,
                 stdout=stream,

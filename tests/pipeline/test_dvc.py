@@ -11,8 +11,7 @@ import yaml
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
-from biotune.commands.group import main as library
-from stages import cli
+from biotune.commands.group import LIBRARY, main
 from tests.imports import PACKAGES, ROOT, closure, modules
 
 STAGES = ("prepare", "search", "finetune", "evaluate", "export")
@@ -28,8 +27,8 @@ def stages() -> dict[str, PipelineStage]:
 
 
 def test_the_stages_are_those_of_the_command_group(stages: dict[str, PipelineStage]) -> None:
-    others = {"backbones", "init", "sync", "ui", *library.commands}
-    assert set(stages) == {"inputs", *STAGES} == set(cli.main.commands) - others
+    others = {"backbones", "init", "sync", "ui", *LIBRARY}
+    assert set(stages) == {"inputs", *STAGES} == set(main.modules) - others
     assert stages["inputs"].always_changed  # so that it needs no deps
 
 
@@ -95,7 +94,7 @@ def test_by_hand_a_command_writes_where_dvc_lets_it_write(
     given = dict(re.findall(r"(--[a-z-]+) (\S+)", stages[name].cmd))
     options: dict[str, Any] = {
         option.opts[0]: option.default
-        for option in cli.main.commands[name].params
+        for option in main.get_command(click.Context(main), name).params
         if isinstance(option, click.Option)
     }
     assert given.keys() == options.keys() - {"--params", "--images", "--dry-run", "--lineage"}

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 from dvc.repo import Repo
 
+from biotune.commands.group import main
 from biotune.images.sources import SOURCES, TORCHVISION_SETS
 from pipeline.inputs import FILE_SOURCES
-from stages import cli
 from stages.options import ContainedCommand
 from tests.checkout import Clone, make_clone
 from tests.tiny import write_pictures
@@ -134,7 +135,7 @@ def list_inputs(
 ) -> Result:
     prepare = {"source": source, "path": path, "table": table}
     Path("params.yaml").write_text(yaml.dump({"prepare": prepare, "model": {"weights": weights}}))
-    return CliRunner().invoke(cli.main, ["inputs"])
+    return CliRunner().invoke(main, ["inputs"])
 
 
 def listed(**given: Any) -> tuple[str, str]:
@@ -203,7 +204,7 @@ def test_what_dvc_has_added_comes_back_and_its_changes_are_noted(place: Path) ->
 def test_what_cannot_be_listed_is_said_in_a_line(
     place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = CliRunner().invoke(cli.main, ["inputs", "--params", "nowhere.yaml"])
+    result = CliRunner().invoke(main, ["inputs", "--params", "nowhere.yaml"])
     assert result.exit_code == 1
     assert "`biotune prepare --params nowhere.yaml --dry-run`" in result.output
     assert "KeyError('file')" in list_inputs(table={}).output
@@ -212,4 +213,4 @@ def test_what_cannot_be_listed_is_said_in_a_line(
 
 
 def test_it_runs_beside_dvc_even_if_stages_run_in_containers() -> None:
-    assert not isinstance(cli.main.commands["inputs"], ContainedCommand)
+    assert not isinstance(main.get_command(click.Context(main), "inputs"), ContainedCommand)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stages import cli
+from biotune.commands.group import main
 from tests.tiny import PICTURES, write_pictures, write_tiny_params
 
 
@@ -37,7 +37,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
         patch.setenv("BIOTUNE_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         results = {
-            stage: CliRunner().invoke(cli.main, [stage])
+            stage: CliRunner().invoke(main, [stage])
             for stage in ("prepare", "search", "finetune", "evaluate", "export")
         }
     return Pipeline(folder, results)

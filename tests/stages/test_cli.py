@@ -9,29 +9,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from biotune import __version__
 from biotune.commands.command import Command
-from biotune.commands.group import main as library
-from stages import cli
+from biotune.commands.group import LIBRARY, command_group, main
 from tests.imports import ROOT
 
 
 def test_it_lists_every_stage_with_what_it_does() -> None:
-    result = CliRunner().invoke(cli.main, ["--help"])
+    result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
     for stage in ("inputs", "prepare", "search", "finetune", "evaluate", "export"):
         assert f"\n  {stage} " in result.output
 
 
-STAGES = sorted(set(cli.main.commands) - {"backbones", "init", "sync", "ui", *library.commands})
+CONTEXT = click.Context(main)
+STAGES = sorted(set(main.modules) - {"backbones", "init", "sync", "ui", *LIBRARY})
 
 
-@pytest.mark.parametrize("stage", sorted(cli.main.commands))
+@pytest.mark.parametrize("stage", sorted(main.modules))
 def test_every_command_has_help_with_an_example(stage: str) -> None:
-    result = CliRunner().invoke(cli.main, [stage, "--help"])
+    result = CliRunner().invoke(main, [stage, "--help"])
     assert result.exit_code == 0
     assert re.search(rf"\n    biotune {stage}( model\.onnx.*)?\n", result.output)
     assert ("--params" in result.output) == (stage in STAGES)
@@ -49,22 +50,35 @@ def test_every_stage_runs_as_a_module_as_dvc_runs_it(stage: str) -> None:
     assert "Examples:" in done.stdout
 
 
+def test_without_a_checkout_there_are_the_commands_of_the_library_alone(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()  # another package of that name, beside no dvc.yaml
+    result = CliRunner().invoke(command_group(tmp_path), ["--help"])
+    listed = result.output.partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in listed if line.strip()] == list(LIBRARY)
+
+
+def test_an_unknown_command_is_said() -> None:
+    result = CliRunner().invoke(main, ["finetoon"])
+    assert result.exit_code == 2
+    assert "No such command 'finetoon'" in result.output
+
+
 def test_it_says_its_version() -> None:
-    assert __version__ in CliRunner().invoke(cli.main, ["--version"]).output
+    assert __version__ in CliRunner().invoke(main, ["--version"]).output
 
 
 def test_a_fault_in_the_code_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOTUNE_TRACEBACK", "1")
-    result = CliRunner().invoke(cli.main, ["prepare", "--params", "nowhere.yaml"])
+    result = CliRunner().invoke(main, ["prepare", "--params", "nowhere.yaml"])
     assert type(result.exception).__name__ == "ParamsError"
 
 
 RESUMED = {"search", "finetune", "sync"}
 
 
-@pytest.mark.parametrize("name", sorted(set(cli.main.commands) - {"ui", *library.commands}))
+@pytest.mark.parametrize("name", sorted(set(main.modules) - {"ui", *LIBRARY}))
 def test_only_what_goes_on_says_that_it_would(name: str) -> None:
-    command = cli.main.commands[name]
+    command = main.get_command(CONTEXT, name)
     assert isinstance(command, Command)
     assert ("go on from there" in command.after_a_signal) == (name in RESUMED)
     assert "run the same command again" in command.after_a_signal

@@ -22,9 +22,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from biotune.commands.group import main as biotune
 from biotune.deployment.predictor import Predictor
 from biotune.images import DigitsSource
-from stages import cli
 from stages.export import main
 from tests.imports import ROOT
 from tests.stages.conftest import Pipeline
@@ -95,9 +95,7 @@ def test_the_bundle_is_whole_and_its_figures_are_those_of_the_metrics(
     files = verification.pop("files")
     assert verification == json.loads((pipeline.artifacts / "export/metrics.json").read_text())
     assert set(files) == {name for name in BUNDLE if "/" not in name} - {"verification.json"}
-    checked = CliRunner().invoke(
-        cli.main, ["verify", str(pipeline.artifacts / "deploy/model.onnx")]
-    )
+    checked = CliRunner().invoke(main, ["verify", str(pipeline.artifacts / "deploy/model.onnx")])
     assert checked.exit_code == 0, checked.output
 
 

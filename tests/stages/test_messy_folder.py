@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from biotune.commands.group import main
 from biotune.data.prepared import PreparedImages
-from stages import cli
 
 RNG = np.random.default_rng(3)
 
@@ -48,7 +48,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepare(*changes: tuple[str, str]) -> Result:
-    result = CliRunner().invoke(cli.main, ["init", "images"])
+    result = CliRunner().invoke(main, ["init", "images"])
     assert result.exit_code == 0, result.output
     params = Path("params.yaml")
     text = params.read_text().replace("image_size: 224", "image_size: 32")
@@ -56,7 +56,7 @@ def prepare(*changes: tuple[str, str]) -> Result:
         assert old in text
         text = text.replace(old, new)
     params.write_text(text)
-    return CliRunner().invoke(cli.main, ["prepare"], env={"COLUMNS": "200"})
+    return CliRunner().invoke(main, ["prepare"], env={"COLUMNS": "200"})
 
 
 def rejected() -> dict[str, dict[str, str]]:

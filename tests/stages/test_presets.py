@@ -10,11 +10,11 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from biotune.commands.group import main
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.cost import StepCost, step_cost
 from pipeline.params import Params, SearchParams, load_params
 from pipeline.presets import preset_names, rendered, resolved, write_preset
-from stages import cli
 from tests.tiny import NETWORK
 
 WIDE = {"COLUMNS": "200"}
@@ -60,7 +60,7 @@ def test_there_is_one_for_each_of_the_papers_sets_and_one_for_own_images() -> No
         "usps",
     ]
     assert preset_names() == sorted(["default", "images", *(f"paper-{name}" for name in sets)])
-    result = CliRunner().invoke(cli.main, ["init"])
+    result = CliRunner().invoke(main, ["init"])
     assert result.exit_code == 0
     for name in preset_names():
         assert f"{name} " in result.output
@@ -119,7 +119,7 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
     write_preset(name, folder / "params.yaml")
     before = sorted(folder.rglob("*"))
     for stage in STAGES:
-        result = CliRunner().invoke(cli.main, [stage, "--dry-run"])
+        result = CliRunner().invoke(main, [stage, "--dry-run"])
         assert result.exit_code == 0, result.output
         assert f"Dry run of {stage}" in result.output
     assert sorted(folder.rglob("*")) == before
@@ -128,7 +128,7 @@ def test_every_stage_of_a_preset_passes_its_dry_run_and_leaves_nothing(
 @pytest.mark.slow
 def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder: Path) -> None:
     write_preset("paper-flowers102", folder / "params.yaml")
-    result = CliRunner().invoke(cli.main, ["search", "--dry-run"], env=WIDE)
+    result = CliRunner().invoke(main, ["search", "--dry-run"], env=WIDE)
     assert result.exit_code == 0, result.output
     rows = {cells[1].strip(): cells[2].strip() for cells in _cells(result.output)}
     assert rows["evaluations"] == "140 x 3 seeds"
@@ -148,16 +148,16 @@ def _cells(table: str) -> list[list[str]]:
 def test_init_writes_a_preset_and_keeps_what_was_there(folder: Path) -> None:
     (folder / "params.yaml").write_text("mine: 1\n")
     for _ in range(2):  # the second finds that nothing is to be kept
-        result = CliRunner().invoke(cli.main, ["init", "images"])
+        result = CliRunner().invoke(main, ["init", "images"])
         assert result.exit_code == 0, result.output
     assert (folder / "params.yaml").read_text() == rendered(*resolved("images"))
     assert (folder / "params.yaml.old").read_text() == "mine: 1\n"
-    CliRunner().invoke(cli.main, ["init", "paper-dtd"])
+    CliRunner().invoke(main, ["init", "paper-dtd"])
     assert (folder / "params.yaml.old2").read_text() == rendered(*resolved("images"))
 
 
 def test_an_unknown_preset_is_one_line_and_writes_nothing(folder: Path) -> None:
-    result = CliRunner().invoke(cli.main, ["init", "paper-flowers"])
+    result = CliRunner().invoke(main, ["init", "paper-flowers"])
     assert result.exit_code == 1
     assert "no preset 'paper-flowers'; did you mean paper-flowers102?" in result.output
     assert not (folder / "params.yaml").exists()

@@ -114,7 +114,7 @@ def test_those_who_stall_are_hung_up_on(server: ServeProcess) -> None:
 
 
 def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.cli", "serve", *arguments]
+    command = [sys.executable, "-m", "biotune", "serve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 

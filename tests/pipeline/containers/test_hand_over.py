@@ -150,7 +150,7 @@ def test_the_engine_takes_the_stages_place_with_its_arguments(docker: Engine) ->
 
 
 def test_the_command_group_hands_over_as_well(folder: Path) -> None:
-    told = Engine(folder, "podman").install().hand_over("stages.cli", "export", "--dry-run")
+    told = Engine(folder, "podman").install().hand_over("biotune", "export", "--dry-run")
     assert told.argv[-3:] == ["-m", "stages.export", "--dry-run"]
 
 
