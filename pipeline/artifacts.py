@@ -1,4 +1,4 @@
-"""How stages write their files: beside, then renamed, so that none is ever half-written."""
+"""Where stages write their files, and how: beside, then renamed, so that none is half-written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,65 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Final
+
+from ruamel.yaml import YAML
 
 from biotune.files import put_file, put_folder, scratch_beside
+
+
+@dataclass(frozen=True)
+class Files:
+    """The paths that ``dvc.yaml`` says, each once; attributes are its names.
+
+    Attributes:
+        model, baseline: without the ending.
+    """
+
+    image_list: Path
+    weights_list: Path
+    prepared: Path
+    best_plan: Path
+    evaluations: Path
+    confirmations: Path
+    search_metrics: Path
+    model: Path
+    baseline: Path
+    seeds: Path
+    curves: Path
+    finetune_metrics: Path
+    metrics: Path
+    predictions: Path
+    confusion: Path
+    classes: Path
+    bundle: Path
+    export_metrics: Path
+    lineage: Path = Path("artifacts/lineage.json")
+    """No output of DVC's: it says when and where, which is no function of the inputs."""
+
+    @property
+    def model_weights(self) -> Path:
+        """The winner; what it is, is in the ``.json`` beside it."""
+        return self.model.with_suffix(".safetensors")
+
+    @property
+    def baseline_weights(self) -> Path:
+        """The best recipe; likewise."""
+        return self.baseline.with_suffix(".safetensors")
+
+
+def _named_in(dvc_yaml: Path) -> Files:
+    # The stages below are DVC's to read; and a whole file would take a command's start a while.
+    head = dvc_yaml.read_text(encoding="utf-8").partition("\nstages:")[0]
+    named = YAML(typ="safe", pure=True).load(head)["vars"][0]["files"]
+    return Files(**{name: Path(path) for name, path in named.items()})
+
+
+FILES: Final = _named_in(Path(__file__).parents[1] / "dvc.yaml")
+"""Of this checkout."""
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import (
     FOLDER,
     ContainedCommand,
@@ -21,23 +22,23 @@ from stages.options import (
 @params_option
 @dry_run_option
 @prepared_option
-@in_option("--model", "artifacts/model/model.safetensors", "The winner, from the finetune stage.")
+@in_option("--model", FILES.model_weights, "The winner, from the finetune stage.")
 @in_option(
     "--baseline",
-    "artifacts/model/baseline.safetensors",
+    FILES.baseline_weights,
     "The best recipe, from the finetune stage.",
 )
 @click.option(
     "--seeds",
     type=FOLDER,
-    default=Path("artifacts/model/seeds"),
+    default=FILES.seeds,
     show_default=True,
     help="The weights of every run, from the finetune stage.",
 )
-@out_option("--metrics", "artifacts/evaluation/metrics.json", "every figure")
-@out_option("--predictions", "artifacts/evaluation/predictions.csv", "one row per test image")
-@out_option("--confusion", "artifacts/evaluation/confusion.csv", "actual and predicted classes")
-@out_option("--classes", "artifacts/evaluation/classes.csv", "precision and recall per class")
+@out_option("--metrics", FILES.metrics, "every figure")
+@out_option("--predictions", FILES.predictions, "one row per test image")
+@out_option("--confusion", FILES.confusion, "actual and predicted classes")
+@out_option("--classes", FILES.classes, "precision and recall per class")
 def main(
     params_file: Path,
     dry_run: bool,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import (
     FOLDER,
     OUT_FOLDER,
@@ -23,23 +24,25 @@ from stages.options import (
 @dry_run_option
 @prepared_option
 @in_option(
-    "--model", "artifacts/model/model.safetensors", "The model to export, from the finetune stage."
+    "--model",
+    FILES.model_weights,
+    "The model to export, from the finetune stage.",
 )
-@in_option("--evaluation", "artifacts/evaluation/metrics.json", "Of the evaluate stage.")
-@in_option("--classes", "artifacts/evaluation/classes.csv", "Of the evaluate stage.")
-@in_option("--search-metrics", "artifacts/search/metrics.json", "Of the search stage.")
+@in_option("--evaluation", FILES.metrics, "Of the evaluate stage.")
+@in_option("--classes", FILES.classes, "Of the evaluate stage.")
+@in_option("--search-metrics", FILES.search_metrics, "Of the search stage.")
 @click.option(
     "--images", type=FOLDER, help="Where the original images are.  [default: prepare.path]"
 )
 @click.option(
     "--bundle",
     type=OUT_FOLDER,
-    default=Path("artifacts/deploy"),
+    default=FILES.bundle,
     show_default=True,
     help="Writes the folder to deploy, replaced as a whole: models, card and proof.",
 )
-@out_option("--metrics", "artifacts/export/metrics.json", "the figures of the proof")
-@out_option("--lineage", "artifacts/lineage.json", "commit, MLflow run, image and packages")
+@out_option("--metrics", FILES.export_metrics, "the figures of the proof")
+@out_option("--lineage", FILES.lineage, "commit, MLflow run, image and packages")
 def main(
     params_file: Path,
     dry_run: bool,

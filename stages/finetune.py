@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import (
     OUT_FOLDER,
     ResumedCommand,
@@ -21,18 +22,18 @@ from stages.options import (
 @params_option
 @dry_run_option
 @prepared_option
-@in_option("--best-plan", "artifacts/search/best_plan.json", "File that the search stage wrote.")
-@out_option("--model", "artifacts/model/model.safetensors", "the winner; its .json goes beside it")
-@out_option("--baseline", "artifacts/model/baseline.safetensors", "the best recipe, likewise")
+@in_option("--best-plan", FILES.best_plan, "File that the search stage wrote.")
+@out_option("--model", FILES.model_weights, "the winner; its .json goes beside it")
+@out_option("--baseline", FILES.baseline_weights, "the best recipe, likewise")
 @click.option(
     "--seeds",
     type=OUT_FOLDER,
-    default=Path("artifacts/model/seeds"),
+    default=FILES.seeds,
     show_default=True,
     help="Writes the weights of every run into this folder, replaced as a whole.",
 )
-@out_option("--curves", "artifacts/model/curves.csv", "loss and accuracy of every epoch")
-@out_option("--metrics", "artifacts/model/metrics.json", "validation score over the seeds")
+@out_option("--curves", FILES.curves, "loss and accuracy of every epoch")
+@out_option("--metrics", FILES.finetune_metrics, "validation score over the seeds")
 def main(
     params_file: Path,
     dry_run: bool,

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import StageCommand, out_option, params_option
 
 
 @click.command("inputs", cls=StageCommand)
 @params_option
-@out_option("--image-list", "artifacts/inputs/images.csv", "each image file, with its MD5")
-@out_option("--weights-list", "artifacts/inputs/weights.csv", "the same of a model.weights file")
+@out_option("--image-list", FILES.image_list, "each image file, with its MD5")
+@out_option("--weights-list", FILES.weights_list, "the same of a model.weights file")
 def main(params_file: Path, image_list: Path, weights_list: Path) -> None:
     """List what the images and the pretrained weights hold, so that DVC sees what has changed.
 

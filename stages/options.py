@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from biotune.commands.command import Command
+from pipeline.artifacts import FILES
 from pipeline.garbage import collect_garbage_seldom
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -35,7 +36,7 @@ params_option = click.option(
 prepared_option = click.option(
     "--prepared",
     type=FOLDER,
-    default=Path("artifacts/prepared"),
+    default=FILES.prepared,
     show_default=True,
     help="Folder that the prepare stage wrote.",
 )
@@ -48,15 +49,15 @@ dry_run_option = click.option(
 )
 
 
-def in_option(name: str, default: str, what: str) -> Callable[[Decorated], Decorated]:
+def in_option(name: str, default: Path, what: str) -> Callable[[Decorated], Decorated]:
     """An option for a file that an earlier stage wrote."""
-    return click.option(name, type=FILE, default=Path(default), show_default=True, help=what)
+    return click.option(name, type=FILE, default=default, show_default=True, help=what)
 
 
-def out_option(name: str, default: str, what: str) -> Callable[[Decorated], Decorated]:
+def out_option(name: str, default: Path, what: str) -> Callable[[Decorated], Decorated]:
     """An option for a file that a stage writes."""
     return click.option(
-        name, type=OUT_FILE, default=Path(default), show_default=True, help=f"Writes {what}."
+        name, type=OUT_FILE, default=default, show_default=True, help=f"Writes {what}."
     )
 
 

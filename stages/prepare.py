@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import FOLDER, OUT_FOLDER, ContainedCommand, dry_run_option, params_option
 
 
@@ -16,7 +17,7 @@ from stages.options import FOLDER, OUT_FOLDER, ContainedCommand, dry_run_option,
 @click.option(
     "--out",
     type=OUT_FOLDER,
-    default=Path("artifacts/prepared"),
+    default=FILES.prepared,
     show_default=True,
     help="Folder to write, replaced as a whole.",
 )

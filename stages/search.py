@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.artifacts import FILES
 from stages.options import (
     ResumedCommand,
     dry_run_option,
@@ -19,10 +20,10 @@ from stages.options import (
 @params_option
 @dry_run_option
 @prepared_option
-@out_option("--best-plan", "artifacts/search/best_plan.json", "the winner and the best recipe")
-@out_option("--evaluations", "artifacts/search/evaluations.csv", "one row per candidate")
-@out_option("--confirmations", "artifacts/search/confirmations.csv", "the best, on fresh seeds")
-@out_option("--metrics", "artifacts/search/metrics.json", "the figures that sum it up")
+@out_option("--best-plan", FILES.best_plan, "the winner and the best recipe")
+@out_option("--evaluations", FILES.evaluations, "one row per candidate")
+@out_option("--confirmations", FILES.confirmations, "the best, on fresh seeds")
+@out_option("--metrics", FILES.search_metrics, "the figures that sum it up")
 def main(
     params_file: Path,
     dry_run: bool,

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from biotune.commands.group import main as biotune
+from biotune.commands.verify import main as verify
 from biotune.deployment.predictor import Predictor
 from biotune.images import DigitsSource
 from stages.export import main
@@ -95,7 +95,7 @@ def test_the_bundle_is_whole_and_its_figures_are_those_of_the_metrics(
     files = verification.pop("files")
     assert verification == json.loads((pipeline.artifacts / "export/metrics.json").read_text())
     assert set(files) == {name for name in BUNDLE if "/" not in name} - {"verification.json"}
-    checked = CliRunner().invoke(main, ["verify", str(pipeline.artifacts / "deploy/model.onnx")])
+    checked = CliRunner().invoke(verify, [str(pipeline.artifacts / "deploy/model.onnx")])
     assert checked.exit_code == 0, checked.output
 
 
