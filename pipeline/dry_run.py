@@ -27,6 +27,7 @@ from pipeline.evolving.loop import new_search
 from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
+from pipeline.proof.formats import FORMATS
 from pipeline.reporting.console import print_table
 from pipeline.trials.machine import check_training, describe, resolve_compute
 from pipeline.trials.side_by_side import resolve_workers
@@ -175,8 +176,9 @@ def predict(stage: str, params: Params, prepared: Path, inputs: Sequence[Path]) 
     """Say what ``evaluate`` or ``export`` takes, and which of its inputs are still to be made."""
     expected = _checked(params, params.finetune, prepared)
     cost, _ = _cost(params, params.finetune, expected)
-    # Two models and all their runs; or torch, and ONNX Runtime in each form and batch size.
-    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 8
+    # Two models and all their runs; or torch, and ONNX Runtime in each format and batch size.
+    proved = sum(len(form.batch_sizes) for form in FORMATS.values())
+    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 1 + proved
     seconds = passes * expected.count("test") * cost.predict_seconds
     rows = [
         ("images", _images(expected)),
