@@ -108,14 +108,15 @@ def check_bundle(model: Path, device: str = "auto") -> list[Check]:
 def _check_file(file: Path, written: dict[str, Any]) -> Check:
     if not file.is_file():
         return Check(file.name, False, "it is missing")
-    found = describe_file(file)
-    if found == written:
-        return Check(file.name, True, f"{found['bytes']:,} bytes, SHA-256 {found['sha256'][:12]}…")
+    described = describe_file(file)
+    bytes_here, sha256 = f"{described['bytes']:,} bytes", f"SHA-256 {described['sha256'][:12]}…"
+    if described == written:
+        return Check(file.name, True, f"{bytes_here}, {sha256}")
     return Check(
         file.name,
         False,
-        f"it is not the file that was exported ({found['bytes']:,} bytes, SHA-256 "
-        f"{found['sha256'][:12]}…; expected {written['bytes']:,}, {written['sha256'][:12]}…)",
+        f"it is not the file that was exported ({bytes_here}, {sha256}; expected "
+        f"{written['bytes']:,}, {written['sha256'][:12]}…)",
     )
 
 
@@ -124,9 +125,9 @@ def _check_answers(predictor: Predictor) -> Check:
     with np.load(file, allow_pickle=False) as samples:
         expected = samples[f"answers of {predictor.path.name}"]
         images = [samples[f"image_{index}"] for index in range(len(expected))]
-    found = predictor.probabilities(images)
-    same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    difference = float(np.abs(found - expected).max())
+    answers = predictor.probabilities(images)
+    same = int((answers.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    difference = float(np.abs(answers - expected).max())
     precision = str(predictor.metadata.get("precision", "fp32"))
     tolerance = TOLERANCE.get(precision, COARSE_TOLERANCE)
     return Check(

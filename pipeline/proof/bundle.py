@@ -38,7 +38,9 @@ def complete_bundle(
         figures: of the proof.
         card: text of the model card.
     """
-    answers = {one.path.name: one.probabilities(samples) for one in predictors.values()}
+    answers = {
+        predictor.path.name: predictor.probabilities(samples) for predictor in predictors.values()
+    }
     write_samples(folder / SAMPLES_FILE, list(samples), answers)
     classes = predictors["fp32"].classes
     write_json(folder / LABELS_FILE, {"classes": list(classes)})
