@@ -32,7 +32,15 @@ from pipeline.artifacts import (
 from pipeline.home import biotune_home
 from pipeline.params import Params
 from pipeline.prepare import source_of
-from pipeline.proof.agreement import SIZES, Answers, ask, check_agreement, proof_figures, worst
+from pipeline.proof.agreement import (
+    SIZES,
+    Answers,
+    ask,
+    by_format,
+    check_agreement,
+    proof_figures,
+    worst,
+)
 from pipeline.proof.bundle import complete_bundle
 from pipeline.proof.card import CardFacts, card_template, model_card
 from pipeline.proof.formats import FORMATS, add_smaller
@@ -125,12 +133,12 @@ def run(
             smaller = add_smaller(params.export, folder, images)
             predictors = _predictors(folder)
             exported = Trained(backbone, cut_of(backbone, card.plan))
-            answers, by_format = _verify(params, predictors, exported, images, originals)
+            answers, compared = _verify(params, predictors, exported, images, originals)
             figures = {
                 "test_images": len(originals),
                 "min_label_agreement": params.export.min_label_agreement,
-                **by_format["fp32"],
-                **{name: {**smaller[name], **by_format.get(name, {})} for name in smaller},
+                **compared["fp32"],
+                **{name: {**smaller[name], **compared.get(name, {})} for name in smaller},
             }
             write_json(files.metrics, figures)
             check_agreement(figures, params.export, files.metrics)
@@ -214,13 +222,12 @@ def _track(
 
 def _print_summary(bundle: Path, figures: Mapping[str, Any]) -> None:
     rows = []
-    for name, form in FORMATS.items():
-        its_own = figures if name == "fp32" else figures[name]
+    for name, of_format in by_format(figures).items():
         for size in ("original", *SIZES):
-            agreement = worst(its_own if size == "original" else its_own.get(size, {}))
+            agreement = worst(of_format if size == "original" else of_format.get(size, {}))
             if agreement is not None:
                 same = percent(agreement.label_agreement, 2)
-                label = f"{form.file}, {size.replace('_', ' ')}"
+                label = f"{FORMATS[name].file}, {size.replace('_', ' ')}"
                 rows.append((label, same, f"{agreement.largest_difference:.1e}"))
     title = f"{bundle} against torch, {figures['test_images']} original test images"
     print_table(title, ["", "same label", "largest difference in probability"], rows)

@@ -240,6 +240,11 @@ def proof_figures(
     return figures
 
 
+def by_format(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Format → its part of ``verification.json``, where fp32's figures are those at the top."""
+    return {name: figures if name == "fp32" else figures[name] for name in FORMATS}
+
+
 def worst(figures: Mapping[str, Any]) -> Agreement | None:
     """The least agreement at any batch size; None for a format that was not asked."""
     by_batch = [of for key, of in figures.items() if key.startswith("batch_")]

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Tem
 from biotune.data.prepared import PreparedImages
 from biotune.data.splits import SPLITS
 from biotune.finetuning.checkpoints import ModelCard
-from pipeline.proof.agreement import worst
+from pipeline.proof.agreement import by_format, worst
 from pipeline.proof.formats import FORMATS
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
@@ -89,7 +89,10 @@ def model_card(template: Template, facts: CardFacts, figures: Mapping[str, Any])
         "interval": facts.evaluated["accuracy_interval_95"],
         "recipe": facts.evaluated["best_recipe"],
         "weakest": min(tested, key=lambda row: float(row["recall"])),
-        "formats": _formats(figures),
+        "formats": [
+            {**vars(FORMATS[name]), **of_format, "agreement": worst(of_format)}
+            for name, of_format in by_format(figures).items()
+        ],
     }
     try:
         return template.render(filled_in)
@@ -104,25 +107,6 @@ def _counts(images: PreparedImages) -> list[dict[str, Any]]:
         {"name": name, **{split: counts[label, split] for split in SPLITS}}
         for label, name in enumerate(images.classes)
     ]
-
-
-def _formats(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each format, whether it is ``kept``, and how it compares with torch, or why it is not."""
-    formats = []
-    for name, form in FORMATS.items():
-        its_own = figures if name == "fp32" else figures[name]
-        agreement = worst(its_own)
-        formats.append(
-            {
-                **vars(form),
-                "kept": agreement is not None,
-                "reason": its_own.get("reason", ""),
-                "same_label": agreement and agreement.label_agreement,
-                "difference": agreement and agreement.largest_difference,
-                "test_accuracy": its_own.get("test_accuracy"),
-            }
-        )
-    return formats
 
 
 def fixed(figure: str | float, digits: int) -> str:
