@@ -21,12 +21,13 @@ from biotune.data.splits import SPLITS, assign_splits, stratified_folds
 from biotune.finetuning.backbones import block_sizes, build_backbone, weights_identity
 from biotune.finetuning.cost import StepCost, step_cost
 from biotune.images.reading import read_image
-from biotune.images.sources.torchvision_sets import TORCHVISION_SETS, is_downloaded
+from biotune.images.sources import SOURCES
 from pipeline.evolving.confirmation import CONFIRMATION_SEEDS
 from pipeline.evolving.loop import new_search
 from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
+from pipeline.proof.formats import FORMATS
 from pipeline.reporting.console import print_table
 from pipeline.trials.machine import check_training, describe, resolve_compute
 from pipeline.trials.side_by_side import resolve_workers
@@ -69,16 +70,19 @@ def expected_images(params: Params, prepared: Path) -> ExpectedImages:
 
 def _listed_images(params: Params, path: Path) -> ExpectedImages:
     section = params.prepare
-    if section.source in TORCHVISION_SETS and not is_downloaded(section.source, path):
-        kind = TORCHVISION_SETS[section.source]
-        given: list[str] | None
-        all_labels = np.concatenate([np.arange(n) % kind.classes for n in kind.published.values()])
-        given = [split for split, n in kind.published.items() for _ in range(n)]
-        classes, known_from = kind.classes, "as published; they are not downloaded yet"
+    kind = SOURCES[section.source]
+    published = kind.downloaded
+    given: list[str] | None
+    if published is not None and not published.is_in(path):
+        all_labels = np.concatenate(
+            [np.arange(count) % published.classes for count in published.images.values()]
+        )
+        given = [split for split, count in published.images.items() for _ in range(count)]
+        classes, known_from = published.classes, "as published; they are not downloaded yet"
     else:
         source = source_of(params, path)
         all_labels, given, classes = source.labels, source.splits, len(source.classes)
-        known_from = f"listed in {path}" if section.source != "digits" else "of scikit-learn"
+        known_from = f"of {kind.carried_by}" if kind.carried_by else f"listed in {path}"
     splits = assign_splits(
         all_labels,
         given,
@@ -93,13 +97,15 @@ def _listed_images(params: Params, path: Path) -> ExpectedImages:
 def prepare(params: Params, images: Path) -> None:
     """Say how many images of what there are, and how long a few of them take to read."""
     section = params.prepare
-    if section.source in TORCHVISION_SETS and not is_downloaded(section.source, images):
+    published = SOURCES[section.source].downloaded
+    missing = published is not None and not published.is_in(images)
+    if missing:
         print(f"{section.source} is not in {images} yet: torchvision will download it.")
     expected = _listed_images(params, images)
     total = sum(expected.count(split) for split in SPLITS)
     rows: list[tuple[str, str]] = [(split, str(expected.count(split))) for split in SPLITS]
     rows.append(("bytes", f"{total * section.image_size**2 * 3:,}"))
-    if "download" not in expected.known_from:
+    if not missing:
         source = source_of(params, images)
         few = np.linspace(0, len(source.paths) - 1, 3).astype(int).tolist()
         begin = time.perf_counter()
@@ -170,8 +176,9 @@ def predict(stage: str, params: Params, prepared: Path, inputs: Sequence[Path]) 
     """Say what ``evaluate`` or ``export`` takes, and which of its inputs are still to be made."""
     expected = _checked(params, params.finetune, prepared)
     cost, _ = _cost(params, params.finetune, expected)
-    # Two models and all their runs; or torch, and ONNX Runtime in each form and batch size.
-    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 8
+    # Two models and all their runs; or torch, and ONNX Runtime in each format and batch size.
+    proved = sum(len(form.batch_sizes) for form in FORMATS.values())
+    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 1 + proved
     seconds = passes * expected.count("test") * cost.predict_seconds
     rows = [
         ("images", _images(expected)),

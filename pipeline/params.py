@@ -140,10 +140,11 @@ class PrepareParams(_Section):
     """of the split"""
 
     @model_validator(mode="after")
-    def _table_for_csv_alone(self) -> Self:
-        if (self.table is not None) != (self.source == "image_csv"):
+    def _table_where_it_is_needed(self) -> Self:
+        if (self.table is not None) != SOURCES[self.source].needs_table:
+            those = ", ".join(name for name, kind in SOURCES.items() if kind.needs_table)
             raise ValueError(
-                "table is needed for source: image_csv, and must be null for any other source"
+                f"table is needed for source: {those}, and must be null for any other source"
             )
         return self
 

@@ -50,14 +50,13 @@ def source_of(params: Params, images: Path) -> ImageSource:
     """Where the images come from.
 
     Raises:
-        ValueError, OSError: as :func:`biotune.data.open_source`.
+        ValueError, OSError: as :func:`biotune.images.open_source`.
     """
     section = params.prepare
     table = None
     if section.table is not None:
-        given = section.table
-        columns = (given.image_column, given.label_column, given.split_column)
-        table = LabelTable(Path(given.file), *columns)
+        columns = section.table.model_dump(exclude={"file"})
+        table = LabelTable(file=Path(section.table.file), **columns)
     return open_source(section.source, images, background=section.background, table=table)
 
 

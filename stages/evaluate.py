@@ -67,8 +67,10 @@ def main(
 
         dry.predict("evaluate", load_params(params_file), prepared, [model, baseline])
         return
-    files = EvaluateFiles(metrics, predictions, confusion, classes)
-    models = EvaluatedModels(model, baseline, seeds)
+    files = EvaluateFiles(
+        metrics=metrics, predictions=predictions, confusion=confusion, classes=classes
+    )
+    models = EvaluatedModels(winner=model, baseline=baseline, seeds=seeds)
     run(load_params(params_file), prepared=prepared, models=models, files=files)
 
 

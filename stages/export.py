@@ -58,10 +58,10 @@ def main(
 ) -> None:
     """Export the final model, and compare it with torch on every original test image.
 
-    The folder holds model.onnx (raw pixels of any size in, probabilities out), model.int8.onnx and
-    model.fp16.onnx if they are accurate enough, card.md, verification.json, labels.json, samples
-    for `biotune verify`, and a model repository for Triton. The model becomes a version in MLflow's
-    registry, and the champion if it is better than the one that is.
+    The folder holds model.onnx (raw pixels of any size in, probabilities out), its smaller formats
+    if they are accurate enough (model.int8.onnx …), card.md, verification.json, labels.json,
+    samples for `biotune verify`, and a model repository for Triton. The model becomes a version in
+    MLflow's registry, and the champion if it is better than the one that is.
 
     Fails, and writes no model, if fewer labels agree than export.min_label_agreement asks for.
 
@@ -80,9 +80,15 @@ def main(
 
         dry.predict("export", params, prepared, [model])
         return
-    inputs = ExportInputs(prepared, model, evaluation, classes, search_metrics)
-    images_path = images or Path(params.prepare.path)
-    run(params, inputs=inputs, images_path=images_path, files=ExportFiles(bundle, metrics, lineage))
+    inputs = ExportInputs(
+        prepared=prepared,
+        model=model,
+        metrics=evaluation,
+        classes=classes,
+        search_metrics=search_metrics,
+    )
+    files = ExportFiles(bundle=bundle, metrics=metrics, lineage=lineage)
+    run(params, inputs=inputs, images_path=images or Path(params.prepare.path), files=files)
 
 
 if __name__ == "__main__":

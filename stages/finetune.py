@@ -64,7 +64,9 @@ def main(
 
         dry.finetune(load_params(params_file), prepared, best_plan)
         return
-    files = FinetuneFiles(model, baseline, seeds, curves, metrics)
+    files = FinetuneFiles(
+        model=model, baseline=baseline, seeds=seeds, curves=curves, metrics=metrics
+    )
     run(load_params(params_file), prepared=prepared, best_plan=best_plan, files=files)
 
 

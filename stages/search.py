@@ -53,7 +53,12 @@ def main(
 
         dry.search(load_params(params_file), prepared)
         return
-    files = SearchFiles(best_plan, evaluations, confirmations, metrics)
+    files = SearchFiles(
+        best_plan=best_plan,
+        evaluations=evaluations,
+        confirmations=confirmations,
+        metrics=metrics,
+    )
     run(load_params(params_file), prepared=prepared, files=files)
 
 

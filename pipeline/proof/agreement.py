@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from biotune.data.decoding import UnusableImageError
 from biotune.data.prepared import PreparedImages
 from biotune.deployment.predictor import Predictor
 from biotune.deployment.verify import Agreement, compare, prepared_by_torch
 from biotune.finetuning.backbones import Backbone
+from biotune.finetuning.compute import Compute
+from biotune.finetuning.inference import Trained, predict_each
 from biotune.finetuning.training import ImageSubset, predict_probabilities
-from biotune.images.sources import ImageSource
 from pipeline.errors import PipelineError
+from pipeline.params import ExportParams
+from pipeline.proof.formats import FORMATS
+from pipeline.proof.originals import Originals, Pixels, evenly, scaled, thumbnail
 from pipeline.trials.side_by_side import InOrder, single_threads
-
-BATCH_SIZES: Final = (1, 2, 32)
-"""One image at a time as a service would ask, the smallest batch, and many as a batch job would."""
-
-FP16_BATCH_SIZES: Final = (32,)
-"""ONNX Runtime's CPU provider is slow in 16-bit floats."""
 
 SIZES: Final = {"prepared": None, "scaled_0.5": 0.5, "scaled_2": 2.0}
 """Other sizes at which test images are asked about: as prepared, and times their own."""
@@ -39,66 +36,17 @@ SIZED_IMAGES: Final = 256
 SAMPLE_IMAGES: Final = 10
 _SAMPLE_PIXELS: Final = 512
 
-_WINDOW: Final = max(BATCH_SIZES)
+_WINDOW: Final = max(size for form in FORMATS.values() for size in form.batch_sizes)
 
 _MEMORY: Final = 1 << 30
 """Bytes of originals that may wait to be answered, and as many at all :data:`SIZES` together."""
 
-Pixels = NDArray[np.uint8]
 Rows = dict[tuple[str | int, ...], NDArray[np.float32]]
 """Model, with batch size, size or both → probabilities."""
 
 
-class MissingOriginalError(PipelineError):
-    """A test image is no longer where it was when it was prepared."""
-
-
-class Originals:
-    """The test images as they came, decoded again from where they came from.
-
-    Args:
-        source: where the prepare stage found them.
-        images: prepared.
-
-    Raises:
-        MissingOriginalError: if the source has not all of them any more.
-    """
-
-    def __init__(self, source: ImageSource, images: PreparedImages) -> None:
-        places = {path: index for index, path in enumerate(source.paths)}
-        self.rows = images.indices("test")
-        self.labels = images.labels[self.rows]
-        self._names = [(images.paths[row], images.classes[images.labels[row]]) for row in self.rows]
-        self._source = source
-        try:
-            self._places = [places[path] for path, _ in self._names]
-        except KeyError as error:
-            raise MissingOriginalError(
-                f"the test image {error} is not in {source.name} any more: put it back, or run the "
-                "prepare stage again"
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def load(self, index: int) -> Pixels:
-        """One of them, uint8 [height, width, 3].
-
-        Raises:
-            MissingOriginalError: if it cannot be read any more.
-        """
-        try:
-            return self._source.load(self._places[index])
-        except UnusableImageError as error:
-            raise MissingOriginalError(
-                f"the test image {self._names[index][0]} cannot be read any more ({error}): put "
-                "it back, or run the prepare stage again"
-            ) from error
-
-    def digest(self, index: int, image: Pixels) -> str:
-        """Of its name, label and pixels."""
-        described = f"{self._names[index]} {image.shape}".encode()
-        return hashlib.sha256(described + image.tobytes()).hexdigest()
+class ExportMismatchError(PipelineError):
+    """The exported model does not say what the network says; no model is written."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +75,8 @@ class Answers:
 
         So that two models are compared image by image though the images came in another order.
         """
-        return "".join("01"[one] for _, one in sorted(zip(self.digests, right, strict=True)))
+        ordered = sorted(zip(self.digests, right, strict=True))
+        return "".join("01"[is_right] for _, is_right in ordered)
 
 
 def ask(
@@ -138,7 +87,7 @@ def ask(
     workers: int,
     on_image: Callable[[int], object],
 ) -> Answers:
-    """Ask every model about every original test image, in batches of each of the sizes.
+    """Ask every model about every original test image, in batches of its format's sizes.
 
     And about at most :data:`SIZED_IMAGES` of them, evenly taken, at other sizes, where torch is
     given what the prepare stage would have made of them. Prepared images are all of one size, so
@@ -149,7 +98,7 @@ def ask(
     its own, so that the answers are the same however many jobs run side by side.
 
     Args:
-        predictors: name → model, each computing on one thread.
+        predictors: format → model, each computing on one thread.
         backbone: the network that they were exported from.
         originals: the test images.
         images: prepared.
@@ -157,8 +106,8 @@ def ask(
         on_image: called with the number of images that were decoded and handed on, for a progress
             bar.
     """
-    sized = set(_evenly(len(originals), SIZED_IMAGES))
-    sampled = _sample_indices(originals)
+    sized = set(evenly(len(originals), SIZED_IMAGES))
+    sampled = originals.first_of_each_class(SAMPLE_IMAGES)
     samples: dict[int, Pixels] = {}
     digests: list[str] = []
     waiting: list[tuple[int, Pixels]] = []
@@ -182,21 +131,25 @@ def ask(
                 size = _bytes([image for _, image in group]) * (1 + _SCALED_BYTES)
                 groups.put(size, _at_all_sizes, predictors, backbone, originals.rows, images, group)
             on_image(len(window))
-        found, compared = _joined(windows.results()), _joined(groups.results())
+        answers, at_sizes = _joined(windows.results()), _joined(groups.results())
+    batch_sizes = {name: FORMATS[name].batch_sizes for name in predictors}
     return Answers(
-        {name: {size: found[name, size] for size in batch_sizes(name)} for name in predictors},
-        digests,
-        {
+        probabilities={
+            name: {batch: answers[name, batch] for batch in batches}
+            for name, batches in batch_sizes.items()
+        },
+        digests=digests,
+        at_sizes={
             name: {
                 size: {
-                    f"batch_{batch}": compare(compared[name, size, batch], compared["torch", size])
-                    for batch in batch_sizes(name)
+                    f"batch_{batch}": compare(at_sizes[name, size, batch], at_sizes["torch", size])
+                    for batch in batches
                 }
                 for size in SIZES
             }
-            for name in predictors
+            for name, batches in batch_sizes.items()
         },
-        [samples[index] for index in sampled],
+        samples=[samples[index] for index in sampled],
     )
 
 
@@ -208,7 +161,7 @@ def _at_all_batch_sizes(predictors: Mapping[str, Predictor], images: Sequence[Pi
     return {
         (name, size): _in_batches(predictor, images, size)
         for name, predictor in predictors.items()
-        for size in batch_sizes(name)
+        for size in FORMATS[name].batch_sizes
     }
 
 
@@ -220,29 +173,24 @@ def _at_all_sizes(
     group: Sequence[tuple[int, Pixels]],
 ) -> Rows:
     """What models and torch say of some originals at every one of :data:`SIZES`."""
-    found: Rows = {}
+    answers: Rows = {}
     for size, scale in SIZES.items():
         if scale is None:
             asked = list(images.images[rows[[index for index, _ in group]]])
             prepared = np.stack(asked)
         else:
-            asked = [_scaled(one, scale) for _, one in group]
-            prepared = np.stack([prepared_by_torch(one, images.image_size) for one in asked])
+            asked = [scaled(image, scale) for _, image in group]
+            prepared = np.stack([prepared_by_torch(image, images.image_size) for image in asked])
         every = np.arange(len(group))
         subset = ImageSubset(prepared, np.zeros_like(every), every)
-        found["torch", size] = predict_probabilities(backbone, subset)
+        answers["torch", size] = predict_probabilities(backbone, subset)
         of_models = _at_all_batch_sizes(predictors, asked)
-        found |= {(name, size, batch): of_models[name, batch] for name, batch in of_models}
-    return found
+        answers |= {(name, size, batch): of_models[name, batch] for name, batch in of_models}
+    return answers
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def batch_sizes(variant: str) -> tuple[int, ...]:
-    """The sizes that a form of the model (``fp32``, ``int8``, ``fp16``) is asked in."""
-    return FP16_BATCH_SIZES if variant == "fp16" else BATCH_SIZES
 
 
 def _in_batches(predictor: Predictor, images: Sequence[Pixels], size: int) -> NDArray[np.float32]:
@@ -250,55 +198,82 @@ def _in_batches(predictor: Predictor, images: Sequence[Pixels], size: int) -> ND
     return np.concatenate([predictor.probabilities(part) for part in parts])
 
 
-def _sample_indices(originals: Originals) -> list[int]:
-    """The first of each class, then others."""
-    _, first_of_each = np.unique(originals.labels, return_index=True)
-    rest = np.setdiff1d(np.arange(len(originals)), first_of_each)
-    return [*sorted(first_of_each.tolist()), *rest.tolist()][:SAMPLE_IMAGES]
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    indices: list[int] = np.unique(np.linspace(0, count - 1, most).astype(int)).tolist()
-    return indices
-
-
-def thumbnail(image: Pixels, longest: int) -> Pixels:
-    """An image, made smaller where a side is longer than so many pixels."""
-    return _scaled(image, min(1.0, longest / max(image.shape[:2])))
-
-
-def accuracy_on_prepared(predictor: Predictor, images: PreparedImages, split: str) -> float:
-    """Share of a split's prepared images that a model classifies right, in [0, 1]."""
-    rows = images.indices(split)
-    right = 0
-    for window in _windows(len(rows), max(BATCH_SIZES)):
-        chosen = rows[window]
-        found = predictor.probabilities(list(images.images[chosen]))
-        right += int((found.argmax(axis=1) == images.labels[chosen]).sum())
-    return right / len(rows)
-
-
-def calibration_batches(images: PreparedImages, most: int, size: int) -> Iterator[Pixels]:
-    """Prepared training images in batches of one shape, evenly taken from all of them.
-
-    Args:
-        images: prepared.
-        most: number of images.
-        size: of a batch; one image at a time if there are fewer.
-    """
-    rows = images.indices("train")
-    chosen = rows[_evenly(len(rows), most)]
-    size = size if len(chosen) >= size else 1
-    for begin in range(0, len(chosen) - size + 1, size):
-        yield np.ascontiguousarray(images.images[chosen[begin : begin + size]])
-
-
-def _scaled(image: Pixels, scale: float) -> Pixels:
-    height, width, _ = image.shape
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return image if scale == 1 else np.array(Image.fromarray(image).resize(size))
-
-
 def _windows(count: int, size: int) -> Iterator[Sequence[int]]:
     for begin in range(0, count, size):
         yield range(begin, min(begin + size, count))
+
+
+def proof_figures(
+    answers: Answers,
+    exported: Trained,
+    images: PreparedImages,
+    originals: Originals,
+    workers: int,
+) -> dict[str, dict[str, Any]]:
+    """How each model's answers compare with torch's, and how many of them are right.
+
+    Args:
+        answers: of the models.
+        exported: the network that they were exported from.
+        images: prepared.
+        originals: the test images.
+        workers: jobs side by side.
+
+    Returns:
+        Format → its figures, as ``verification.json`` has them.
+    """
+    test = ImageSubset(images.images, images.labels, originals.rows)
+    with single_threads(workers) as threads:
+        batches = [rows for (rows,) in predict_each([exported], test, Compute(), threads)]
+    by_torch = np.concatenate(batches)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, by_batch in answers.probabilities.items():
+        predicted = by_batch[max(by_batch)].argmax(axis=1)
+        figures[name] = {
+            **{f"batch_{n}": asdict(compare(rows, by_torch)) for n, rows in by_batch.items()},
+            "test_accuracy": float((predicted == originals.labels).mean()),
+            **{
+                size: {batch: asdict(agreement) for batch, agreement in by_batch_at.items()}
+                for size, by_batch_at in answers.at_sizes[name].items()
+            },
+        }
+    return figures
+
+
+def by_format(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Format → its part of ``verification.json``, where fp32's figures are those at the top."""
+    return {name: figures if name == "fp32" else figures[name] for name in FORMATS}
+
+
+def worst(figures: Mapping[str, Any]) -> Agreement | None:
+    """The least agreement at any batch size; None for a format that was not asked."""
+    by_batch = [of for key, of in figures.items() if key.startswith("batch_")]
+    if not by_batch:
+        return None
+    return Agreement(
+        label_agreement=min(of["label_agreement"] for of in by_batch),
+        largest_difference=max(of["largest_difference"] for of in by_batch),
+    )
+
+
+def check_agreement(figures: Mapping[str, Any], export: ExportParams, metrics: Path) -> None:
+    """Make sure that the fp32 model says what torch says.
+
+    Args:
+        figures: its own.
+        export: says how often it must.
+        metrics: where the figures are written, for the message.
+
+    Raises:
+        ExportMismatchError: if it does not.
+    """
+    # The scaled images are too few to decide by; they say whether the graph resizes alike.
+    both = [worst(figures), worst(figures["prepared"])]
+    least = min(agreement.label_agreement for agreement in both if agreement is not None)
+    required = export.min_label_agreement
+    if least < required:
+        raise ExportMismatchError(
+            f"ONNX Runtime and torch agree on {100 * least:.2f} % of the test labels, "
+            f"export.min_label_agreement asks for {100 * required:.2f} %; the figures are "
+            f"in {metrics}, and no model was written"
+        )

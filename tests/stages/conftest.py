@@ -11,6 +11,9 @@ from click.testing import CliRunner, Result
 from biotune.commands.group import main
 from tests.tiny import PICTURES, write_pictures, write_tiny_params
 
+BACKGROUND = "#204060"
+"""Not the default, so that it is seen to be handed on."""
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -31,7 +34,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     write_pictures(folder / "data")
     # Every form is kept: what a network that has hardly learned loses in int8 is luck.
     kept = {"export__int8_max_drop": 1.0, "export__fp16_max_drop": 1.0}
-    write_tiny_params(folder / "params.yaml", **PICTURES, **kept)
+    params = {**PICTURES, **kept, "prepare__background": BACKGROUND}
+    write_tiny_params(folder / "params.yaml", **params)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("BIOTUNE_HOME", str(folder / "home"))

@@ -27,7 +27,7 @@ from biotune.deployment.predictor import Predictor
 from biotune.images import DigitsSource
 from stages.export import main
 from tests.imports import ROOT
-from tests.stages.conftest import Pipeline
+from tests.stages.conftest import BACKGROUND, Pipeline
 from tests.tiny import PICTURES, write_tiny_params
 
 WITHOUT_TORCH = """
@@ -65,7 +65,7 @@ def verification(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def names_in(folder: Path) -> set[str]:
-    return {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()}
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_the_model_agrees_with_torch_on_every_original_test_image(
@@ -104,6 +104,7 @@ def test_the_model_says_where_it_came_from(pipeline: Pipeline) -> None:
     said = session.get_modelmeta().custom_metadata_map
     metrics = json.loads((pipeline.artifacts / "evaluation/metrics.json").read_text())
     assert json.loads(said["metrics"])["accuracy"] == metrics["accuracy"]
+    assert json.loads(said["input"])["background"] == BACKGROUND
     hashes = json.loads(said["hashes"])
     dataset = json.loads((pipeline.artifacts / "prepared/dataset.json").read_text())
     assert hashes["data"] == dataset["fingerprint"]
@@ -164,7 +165,7 @@ def test_the_labels_beside_it_are_in_the_order_of_its_outputs(pipeline: Pipeline
 def test_a_model_that_disagrees_is_not_written_and_the_figures_are(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipeline.export as stage
+    import pipeline.proof.agreement as stage
 
     def shifted(*arguments: Any) -> Any:
         return ((rows[:, ::-1],) for (rows,) in real(*arguments))
@@ -180,52 +181,21 @@ def test_a_model_that_disagrees_is_not_written_and_the_figures_are(
     assert list(tmp_path.iterdir()) == [metrics]
 
 
-def test_a_smaller_form_is_kept_only_if_it_is_accurate_enough_and_the_reason_is_said(
-    in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pipeline.proof.formats as stage
-
-    # The model's accuracy, int8's, fp16's: just what is allowed, but for the rounding of quotients.
-    found = iter([0.99, 0.975, 0.98])
-
-    def accuracy(*_: object) -> float:
-        return next(found)
-
-    monkeypatch.setattr(stage, "accuracy_on_prepared", accuracy)
-    bundle = tmp_path / "deploy"
-    params = write_tiny_params(
-        tmp_path / "params.yaml",
-        **PICTURES,
-        export__int8_max_drop=0.01,
-        export__fp16_max_drop=0.01,
-    )
-    words = ["--params", str(params), "--bundle", str(bundle)]
-    words += ["--metrics", str(tmp_path / "metrics.json")]
-    result = CliRunner().invoke(main, words)
-    assert result.exit_code == 0, result.output
-    reason = "validation accuracy falls by 1.50 points, allowed are 1.00"
-    assert f"model.int8.onnx is not written: {reason}" in result.output
-    assert "model.int8.onnx" not in names_in(bundle)
-    assert "model.fp16.onnx" in names_in(bundle)
-    said = json.loads((bundle / "verification.json").read_text())
-    assert (said["int8"]["kept"], said["int8"]["reason"]) == (False, reason)
-    assert f"not written: {reason}" in (bundle / "card.md").read_text()
-
-
-def test_smaller_forms_that_nobody_wants_are_not_made(
+def test_a_smaller_format_that_is_not_kept_is_said_everywhere(
     in_pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    params = write_tiny_params(
-        tmp_path / "params.yaml",
-        **PICTURES,
-        export__int8_max_drop=None,
-        export__fp16_max_drop=None,
-    )
+    changes = {"export__int8_max_drop": None, "export__fp16_max_drop": 1.0}
+    params = write_tiny_params(tmp_path / "params.yaml", **PICTURES, **changes)
     bundle = tmp_path / "deploy"
     words = ["--params", str(params), "--bundle", str(bundle)]
     result = CliRunner().invoke(main, [*words, "--metrics", str(tmp_path / "metrics.json")])
     assert result.exit_code == 0, result.output
-    assert names_in(bundle) == BUNDLE - {"model.int8.onnx", "model.fp16.onnx"}
+    reason = "params.yaml says null"
+    assert f"model.int8.onnx is not written: {reason}" in result.output
+    assert names_in(bundle) == BUNDLE - {"model.int8.onnx"}
+    verification = json.loads((bundle / "verification.json").read_text())
+    assert verification["int8"] == {"kept": False, "reason": reason}
+    assert f"not written: {reason}" in (bundle / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

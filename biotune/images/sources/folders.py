@@ -112,15 +112,15 @@ def _find_split_folders(folder: Path) -> dict[str, Path] | None:
     alone = len(named) == 1 and named[0].name.lower() == "train"
     if not named or (alone and len(folders) > 1 and not _class_folders(named[0])):
         return None
-    found = {SPLIT_OF[child.name.lower()]: child for child in named}
-    complete = set(found) in ({"train", "validation", "test"}, {"train", "test"})
-    if not complete or len(found) != len(named) or len(named) != len(folders):
+    folder_of = {SPLIT_OF[child.name.lower()]: child for child in named}
+    complete = set(folder_of) in ({"train", "validation", "test"}, {"train", "test"})
+    if not complete or len(folder_of) != len(named) or len(named) != len(folders):
         names = ", ".join(child.name for child in folders)
         raise ValueError(f"{folder} holds the folders {names}; {_LAYOUTS}")
     for child in named:
         if not _class_folders(child):
             raise ValueError(f"{child} holds no class folders; {_LAYOUTS}")
-    return found
+    return folder_of
 
 
 def _class_folders(folder: Path) -> list[Path]:

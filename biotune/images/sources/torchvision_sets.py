@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class TorchvisionSet:
         argument: under what name it takes it, ``split`` or ``train``.
         labels: the attribute that holds the labels of all images.
         classes: how many there are.
-        published: number of images of each split.
+        images: number of images of each split, as published.
         by_hand: what to download, and where to put it below ``prepare.path``, where the computer
             has no connection.
     """
@@ -37,87 +37,104 @@ class TorchvisionSet:
     argument: str
     labels: str
     classes: int
-    published: Mapping[str, int]
+    images: Mapping[str, int]
     by_hand: str
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether it is downloaded already, to this folder."""
+        try:
+            for value in self.splits.values():
+                self.make(folder, **{self.argument: value}, download=False)
+        except Exception:  # torchvision, tarfile and scipy each have their own
+            return False
+        return True
+
+    def make(self, folder: Path, **arguments: object) -> Any:
+        """Torchvision's data set, of one split."""
+        from torchvision import datasets  # a slow import that other sources do not need
+
+        return getattr(datasets, self.class_name)(folder, **arguments)
 
 
 TORCHVISION_SETS: Final[Mapping[str, TorchvisionSet]] = {
     "flowers102": TorchvisionSet(
-        "Flowers102",
-        TRAIN_VALIDATION_TEST,
-        "split",
-        "_labels",
-        102,
-        {"train": 1_020, "validation": 1_020, "test": 6_149},
-        "102flowers.tgz (unpacked too), imagelabels.mat and setid.mat from "
+        class_name="Flowers102",
+        splits=TRAIN_VALIDATION_TEST,
+        argument="split",
+        labels="_labels",
+        classes=102,
+        images={"train": 1_020, "validation": 1_020, "test": 6_149},
+        by_hand="102flowers.tgz (unpacked too), imagelabels.mat and setid.mat from "
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into flowers-102/",
     ),
     "fgvcaircraft": TorchvisionSet(
-        "FGVCAircraft",
-        TRAIN_VALIDATION_TEST,
-        "split",
-        "_labels",
-        100,
-        {"train": 3_334, "validation": 3_333, "test": 3_333},
-        "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz, "
-        "unpacked to fgvc-aircraft-2013b/",
+        class_name="FGVCAircraft",
+        splits=TRAIN_VALIDATION_TEST,
+        argument="split",
+        labels="_labels",
+        classes=100,
+        images={"train": 3_334, "validation": 3_333, "test": 3_333},
+        by_hand="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
+        "fgvc-aircraft-2013b.tar.gz, unpacked to fgvc-aircraft-2013b/",
     ),
     "dtd": TorchvisionSet(
-        "DTD",
-        TRAIN_VALIDATION_TEST,
-        "split",
-        "_labels",
-        47,
-        {"train": 1_880, "validation": 1_880, "test": 1_880},
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz, unpacked to "
+        class_name="DTD",
+        splits=TRAIN_VALIDATION_TEST,
+        argument="split",
+        labels="_labels",
+        classes=47,
+        images={"train": 1_880, "validation": 1_880, "test": 1_880},
+        by_hand="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz, unpacked to "
         "dtd/dtd/",
     ),
     "cifar10": TorchvisionSet(
-        "CIFAR10",
-        FLAGS,
-        "train",
-        "targets",
-        10,
-        {"train": 50_000, "test": 10_000},
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked to cifar-10-batches-py/",
+        class_name="CIFAR10",
+        splits=FLAGS,
+        argument="train",
+        labels="targets",
+        classes=10,
+        images={"train": 50_000, "test": 10_000},
+        by_hand="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked to "
+        "cifar-10-batches-py/",
     ),
     "stl10": TorchvisionSet(
-        "STL10",
-        TRAIN_TEST,
-        "split",
-        "labels",
-        10,
-        {"train": 5_000, "test": 8_000},
-        "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz, unpacked to stl10_binary/",
+        class_name="STL10",
+        splits=TRAIN_TEST,
+        argument="split",
+        labels="labels",
+        classes=10,
+        images={"train": 5_000, "test": 8_000},
+        by_hand="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz, unpacked to "
+        "stl10_binary/",
     ),
     "mnist": TorchvisionSet(
-        "MNIST",
-        FLAGS,
-        "train",
-        "targets",
-        10,
-        {"train": 60_000, "test": 10_000},
-        "the four *-ubyte.gz of https://ossci-datasets.s3.amazonaws.com/mnist/, unpacked into "
-        "MNIST/raw/",
+        class_name="MNIST",
+        splits=FLAGS,
+        argument="train",
+        labels="targets",
+        classes=10,
+        images={"train": 60_000, "test": 10_000},
+        by_hand="the four *-ubyte.gz of https://ossci-datasets.s3.amazonaws.com/mnist/, unpacked "
+        "into MNIST/raw/",
     ),
     "usps": TorchvisionSet(
-        "USPS",
-        FLAGS,
-        "train",
-        "targets",
-        10,
-        {"train": 7_291, "test": 2_007},
-        "usps.bz2 and usps.t.bz2 from "
+        class_name="USPS",
+        splits=FLAGS,
+        argument="train",
+        labels="targets",
+        classes=10,
+        images={"train": 7_291, "test": 2_007},
+        by_hand="usps.bz2 and usps.t.bz2 from "
         "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass.html",
     ),
     "svhn": TorchvisionSet(
-        "SVHN",
-        TRAIN_TEST,
-        "split",
-        "labels",
-        10,
-        {"train": 73_257, "test": 26_032},
-        "train_32x32.mat and test_32x32.mat from http://ufldl.stanford.edu/housenumbers/",
+        class_name="SVHN",
+        splits=TRAIN_TEST,
+        argument="split",
+        labels="labels",
+        classes=10,
+        images={"train": 73_257, "test": 26_032},
+        by_hand="train_32x32.mat and test_32x32.mat from http://ufldl.stanford.edu/housenumbers/",
     ),
 }
 """By what ``prepare.source`` calls them. SVHN is without its 531,131 extra images, DTD is its first
@@ -160,18 +177,12 @@ class TorchvisionSource:
 def _open(name: str, kind: TorchvisionSet, split: Mapping[str, object], folder: Path) -> Any:
     try:
         # It downloads only what is not there.
-        return _make(kind)(folder, **split, download=True)
+        return kind.make(folder, **split, download=True)
     except Exception as error:  # torchvision, urllib, tarfile and scipy each have their own
         raise OSError(
             f"prepare.source: {name} cannot be read from {folder} or downloaded ({error}); get it "
             f"by hand: {kind.by_hand}, below {folder}"
         ) from error
-
-
-def _make(kind: TorchvisionSet) -> Callable[..., Any]:
-    from torchvision import datasets
-
-    return cast("Callable[..., Any]", getattr(datasets, kind.class_name))
 
 
 def _paths(part: Any, split: str, folder: Path) -> list[str]:
@@ -188,14 +199,3 @@ def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
     if named is None:
         return tuple(str(label) for label in range(int(labels.max()) + 1))
     return tuple(str(name) for name in named)
-
-
-def is_downloaded(name: str, folder: Path) -> bool:
-    """Whether a data set is already below this folder."""
-    kind = TORCHVISION_SETS[name]
-    try:
-        for value in kind.splits.values():
-            _make(kind)(folder, **{kind.argument: value}, download=False)
-    except Exception:  # torchvision, tarfile and scipy each have their own
-        return False
-    return True

@@ -111,3 +111,8 @@ def test_what_is_missing_is_named(tmp_path):
         ImageTableSource(tmp_path / "nowhere", missing, "white")
     with pytest.raises(ValueError, match=r"image_csv needs prepare\.table"):
         open_source("image_csv", tmp_path)
+
+
+def test_a_table_that_a_source_has_no_use_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"digits has no use for prepare\.table: set it to null"):
+        open_source("digits", tmp_path, table=table(tmp_path, "image,label\n"))

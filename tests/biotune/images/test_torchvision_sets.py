@@ -216,8 +216,10 @@ def dtd(tmp_path):
 
 @pytest.mark.parametrize("name", list(TORCHVISION_SETS))
 def test_a_set_has_its_images_labels_names_and_official_splits(name, tmp_path, request):
+    assert not TORCHVISION_SETS[name].is_in(tmp_path)
     expected = request.getfixturevalue(name)
     source = open_source(name, tmp_path)
+    assert TORCHVISION_SETS[name].is_in(tmp_path)
     assert source.name == name
     assert source.splits is not None
     assert list(dict.fromkeys(source.splits)) == list(expected)

@@ -12,15 +12,9 @@ from biotune.data import PreparedImages, UnusableImageError
 from biotune.deployment.predictor import Predictor
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from biotune.images import DigitsSource
-from pipeline.proof.agreement import (
-    Answers,
-    MissingOriginalError,
-    Originals,
-    accuracy_on_prepared,
-    ask,
-    calibration_batches,
-    thumbnail,
-)
+from pipeline.proof.agreement import Answers, ask
+from pipeline.proof.formats import accuracy_on_prepared, calibration_batches
+from pipeline.proof.originals import MissingOriginalError, Originals, thumbnail
 from tests.exported import Exported
 
 
@@ -32,7 +26,7 @@ class Answering:
 
     def probabilities(self, images: list[np.ndarray]) -> np.ndarray:
         self.batches.append(len(images))
-        bright = np.array([one.mean() / 255 for one in images], np.float32)
+        bright = np.array([image.mean() / 255 for image in images], np.float32)
         others = [np.zeros_like(bright)] * 8
         return np.stack([bright, 1 - bright, *others], axis=1)
 
@@ -138,9 +132,9 @@ def test_the_exported_model_agrees_with_torch_at_other_sizes_too(
     exported: Exported, few: PreparedImages
 ) -> None:
     models = {"fp32": Predictor(exported.path, device="cpu", threads=1)}
-    found = all_answers(exported, few, models, DigitsSource()).at_sizes["fp32"]
-    assert list(found) == ["prepared", "scaled_0.5", "scaled_2"]
-    for by_batch in found.values():
+    at_sizes = all_answers(exported, few, models, DigitsSource()).at_sizes["fp32"]
+    assert list(at_sizes) == ["prepared", "scaled_0.5", "scaled_2"]
+    for by_batch in at_sizes.values():
         assert list(by_batch) == ["batch_1", "batch_2", "batch_32"]
         for agreement in by_batch.values():
             assert agreement.label_agreement >= 0.97
@@ -150,10 +144,10 @@ def test_the_exported_model_agrees_with_torch_at_other_sizes_too(
 def test_accuracy_on_prepared_images_is_that_of_training(exported: Exported) -> None:
     prepared = exported.prepared
     rows = prepared.indices("validation")
-    found = predict_probabilities(
+    by_torch = predict_probabilities(
         exported.backbone, ImageSubset(prepared.images, prepared.labels, rows)
     )
-    right = float((found.argmax(axis=1) == prepared.labels[rows]).mean())
+    right = float((by_torch.argmax(axis=1) == prepared.labels[rows]).mean())
     predictor = Predictor(exported.path, device="cpu")
     assert accuracy_on_prepared(predictor, prepared, "validation") == right > 0.1
 
@@ -184,7 +178,7 @@ def test_samples_are_of_as_many_classes_as_may_be_and_none_is_large(
     samples = all_answers(exported, few, {"fp32": Answering()}, DigitsSource()).samples
     assert len(samples) == 10
     first = [originals.load(int(np.flatnonzero(originals.labels == c)[0])) for c in range(10)]
-    assert all(any(np.array_equal(one, other) for other in samples) for one in first)
+    assert all(any(np.array_equal(image, sample) for sample in samples) for image in first)
     large = np.zeros((300, 2000, 3), np.uint8)
     assert thumbnail(large, 512).shape == (77, 512, 3)
     assert thumbnail(samples[0], 512) is samples[0]
