@@ -22,7 +22,7 @@ from biotune.finetuning.backbones import block_sizes, build_backbone, weights_id
 from biotune.finetuning.cost import StepCost, step_cost
 from biotune.images.reading import read_image
 from biotune.images.sources import SOURCES
-from pipeline.evolving.confirmation import CONFIRMATION_SEEDS
+from pipeline.evolving.confirmation import most_runs
 from pipeline.evolving.loop import new_search
 from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
@@ -123,14 +123,9 @@ def search(params: Params, prepared: Path) -> None:
     sizes = block_sizes(params.model.backbone, expected.classes)
     for split in ("train", "validation"):
         stratified_folds(expected.labels[split], section.folds, FOLD_SEED)
-    planned = new_search(section, tuple(sizes))
-    seeds = len(section.training_seeds)
-    on_new_folds = section.folds > 1 and section.rescore_elites
-    rescored = section.generations * section.elites if on_new_folds else 0
-    scanned = len(sizes) if section.surgical_scan else 0
-    evaluations = planned.planned_evaluations - rescored - scanned
-    confirmed = (section.confirm_top_k + 1) * CONFIRMATION_SEEDS
-    runs = (evaluations + rescored + scanned) * seeds
+    candidates = new_search(section, tuple(sizes)).planned_evaluations
+    seeds, confirmed = len(section.training_seeds), most_runs(section)
+    runs = candidates * seeds
     per_run = {split: expected.count(split) / section.folds for split in ("train", "validation")}
     whole = {split: float(expected.count(split)) for split in ("train", "validation")}
     cost, rows = _cost(params, section, expected)
@@ -138,9 +133,7 @@ def search(params: Params, prepared: Path) -> None:
     rows = [
         ("images", _images(expected)),
         ("blocks", str(len(sizes))),
-        ("evaluations", f"{evaluations} x {seeds} seeds"),
-        ("elites' extra scores on each new fold", f"{rescored} x {seeds} seeds"),
-        ("surgical scan", f"{scanned} x {seeds} seeds"),
+        ("candidates", f"{candidates} x {seeds} seeds"),
         ("confirmation", f"at most {confirmed} runs"),
         ("runs", f"at most {runs + confirmed}, of at most {section.epochs} epochs"),
         *rows,
@@ -176,9 +169,9 @@ def predict(stage: str, params: Params, prepared: Path, inputs: Sequence[Path]) 
     """Say what ``evaluate`` or ``export`` takes, and which of its inputs are still to be made."""
     expected = _checked(params, params.finetune, prepared)
     cost, _ = _cost(params, params.finetune, expected)
-    # Two models and all their runs; or torch, and ONNX Runtime in each format and batch size.
+    # All runs of two plans, or of one; torch, and ONNX Runtime in each format and batch size.
     proved = sum(len(form.batch_sizes) for form in FORMATS.values())
-    passes = 2 * (1 + len(params.finetune.training_seeds)) if stage == "evaluate" else 1 + proved
+    passes = 2 * len(params.finetune.training_seeds) if stage == "evaluate" else 1 + proved
     seconds = passes * expected.count("test") * cost.predict_seconds
     rows = [
         ("images", _images(expected)),

@@ -19,6 +19,7 @@ from pipeline.evolving.confirmation import (
     Confirmation,
     confirm,
     contenders,
+    most_runs,
 )
 from pipeline.evolving.loop import (
     EvaluatedCandidate,
@@ -97,9 +98,7 @@ class _Progress:
     best: float = field(default=1.0, init=False)
 
     def __enter__(self) -> _Progress:
-        # The best recipe is confirmed beside the top k; it may be one of them.
-        confirmations = (self.section.confirm_top_k + 1) * CONFIRMATION_SEEDS
-        self.planned = self.candidates * len(self.section.training_seeds) + confirmations
+        self.planned = self.candidates * len(self.section.training_seeds) + most_runs(self.section)
         self.bar = tqdm(total=self.planned, desc="search", unit="run", dynamic_ncols=True)
         return self
 

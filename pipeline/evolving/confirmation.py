@@ -85,6 +85,11 @@ class Contender:
     recipe: bool
 
 
+def most_runs(params: SearchParams) -> int:
+    """How many runs confirming takes at most: the top k, and the recipe, which may be of them."""
+    return (params.confirm_top_k + 1) * CONFIRMATION_SEEDS
+
+
 def contenders(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -> list[Contender]:
     """The best recipe, first, and the best distinct plans of the search, which may include it.
 

@@ -131,8 +131,7 @@ def test_the_papers_search_is_140_evaluations_and_the_elites_extra_scores(folder
     result = CliRunner().invoke(main, ["search", "--dry-run"], env=WIDE)
     assert result.exit_code == 0, result.output
     rows = {cells[1].strip(): cells[2].strip() for cells in _cells(result.output)}
-    assert rows["evaluations"] == "140 x 3 seeds"
-    assert rows["elites' extra scores on each new fold"] == "30 x 3 seeds"
+    assert rows["candidates"] == "170 x 3 seeds"
     assert rows["runs"] == "at most 520, of at most 30 epochs"
     assert rows["time"].startswith("at most ")
     assert rows["time"].endswith((" h", " days"))
