@@ -128,6 +128,9 @@ def main(
         found: dict[str, dict[str, Cost]] = {copy.name: {} for copy in copies}
         if len(found) < len(copies):
             raise click.UsageError(f"the checkouts are the same: {', '.join(found)}")
+        for copy in copies:
+            if (copy.folder / "stages" / "inputs.py").is_file():  # a second; others depend on it
+                _run(copy, "inputs")
         for stage in (stage for stage in STAGES if stage in stages):
             for copy in copies:
                 cost = found[copy.name][stage] = _run(copy, stage)
