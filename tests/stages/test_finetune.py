@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from biotune.finetuning.checkpoints import load_model
-from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import ImageSubset, predict_probabilities
+from biotune.finetuning.fitness import Trainer, TrainingTask
+from biotune.finetuning.metrics import validation_scores
+from biotune.finetuning.training import predict_probabilities
+from pipeline.params import load_params
+from pipeline.trials.machine import resolve_compute
 from pipeline.trials.pool import Attempt, LostWorkerError, WorkerPool
 from stages import evaluate
 from stages.finetune import main
 from tests.stages.conftest import Pipeline
-from tests.tiny import write_tiny_params
+from tests.threads import one_thread
+from tests.tiny import NETWORK, write_tiny_params
 
 
 def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
@@ -34,18 +39,18 @@ def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
 
 
 def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) -> None:
-    from biotune.data.prepared import PreparedImages
-    from biotune.finetuning.metrics import validation_scores
-
-    images = PreparedImages.open(pipeline.artifacts / "prepared")
-    subset = ImageSubset(images.images, images.labels, images.indices("validation"))
-    backbone, card = load_model(pipeline.artifacts / "model/model.safetensors")
-    accuracy, _ = validation_scores(
-        predict_probabilities(backbone, subset), images.labels[subset.indices]
-    )
+    weights = pipeline.artifacts / "model/model.safetensors"
+    _, card = load_model(weights)
+    # As it was trained: with the same layers, precision and number of threads.
+    compute = resolve_compute(load_params(pipeline.folder / "params.yaml").runtime, NETWORK)
+    trainer = Trainer(pipeline.artifacts / "prepared", NETWORK, "none", compute)
+    trainer.backbone.network.load_state_dict(load_file(weights))
+    subset = trainer.subset("validation")
+    with one_thread():
+        probabilities = predict_probabilities(trainer.backbone, subset, compute)
+    accuracy, _ = validation_scores(probabilities, subset.labels[subset.indices])
     metrics = json.loads((pipeline.artifacts / "model/metrics.json").read_text())
-    # A few images of forty may fall the other way, on more threads than training uses.
-    assert accuracy == pytest.approx(card.validation_score, abs=0.051)
+    assert accuracy == card.validation_score
     assert metrics["winner"]["validation_score"] == card.validation_score
     assert metrics["winner"]["validation_score_sd"] is None  # from one seed there is none
 
