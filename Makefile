@@ -20,7 +20,7 @@ export BUILDAH_FORMAT = docker
 # Two processes on two cores; tests/conftest.py says what stays together, and what begins first.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-slow coverage faults check ui images wheelhouse test-containers gpu-check clean help
+.PHONY: run test test-slow coverage faults mutants check ui images wheelhouse test-containers gpu-check clean help
 
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -46,6 +46,9 @@ coverage: $(VENV)/.dev-installed  ## Run make test and say what it covers; it fa
 
 faults: $(VENV)/.dev-installed  ## Kill, fill and break everything for most of an hour, and count what survives
 	BIOTUNE_FAULTS=full python -m pytest -q tests/faults
+
+mutants: $(VENV)/.dev-installed  ## Plant faults in a copy of the tree, one at a time, and say which the tests notice (ARGS=serving)
+	python -m tests.mutants $(ARGS)
 
 check: $(VENV)/.dev-installed  ## Format, lint and types
 	ruff format --check .

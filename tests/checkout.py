@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from mlflow import MlflowClient
 
 from tests.imports import ROOT
 from tests.tiny import write_pictures, write_tiny_params
+from tests.tree import copy_tree
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,10 @@ def make_clone(folder: Path, params: Mapping[str, Any], **variables: str) -> Clo
         params: changes to the tiny ones. Pictures for ``PICTURES`` are there.
         variables: of the environment of its commands.
     """
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    copy_tree(ROOT, folder)
     write_pictures(folder / "data")
     copy = Clone(folder, variables, params)
     copy.set()
-    copy.run("git", "init", "--quiet")
     copy.run("git", "config", "user.name", "A tester")
     copy.run("git", "config", "user.email", "tester@example.org")
     copy.run("git", "add", ".")

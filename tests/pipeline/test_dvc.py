@@ -19,6 +19,17 @@ STAGES = ("prepare", "search", "finetune", "evaluate", "export")
 EXEMPT = ("pipeline.tracking", "pipeline.reporting", "pipeline.containers")
 """Rooms that record, show and hand over, and decide nothing of a result."""
 
+_COMPUTE = {"runtime.device", "runtime.precision", "runtime.compile"}
+
+DECIDING = {
+    "prepare": {"prepare"},
+    "search": {"model", "search", *_COMPUTE},
+    "finetune": {"model", "finetune", *_COMPUTE},
+    "evaluate": {"finetune.training_seeds", "runtime.device"},
+    "export": {"prepare", "model", "search", "finetune", "export"},
+}
+"""Stage → the params that it reads and that decide its results; the card of export shows most."""
+
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, PipelineStage]:
@@ -74,6 +85,12 @@ def test_a_stage_depends_on_its_section_and_the_locked_environment(
     assert "requirements.lock" in content["deps"]
     known = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert name in content["params"] or known[name] == {}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_params_that_decide_its_results(name: str) -> None:
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    assert set(content["params"]) == DECIDING[name]
 
 
 @pytest.mark.parametrize("name", ["inputs", *STAGES])

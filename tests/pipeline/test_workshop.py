@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -16,35 +16,18 @@ from mlflow.entities import Run
 from biotune.finetuning.compute import Compute
 from pipeline.params import Params
 from pipeline.tracking.stage_run import tracking_uri
-from pipeline.trials.jobs import Job, Outcome
+from pipeline.trials.jobs import Outcome
 from pipeline.trials.pool import LostWorkerError
 from pipeline.workshop import Workshop
-from tests.pipeline.trainings import curve, task
-
-
-class Workers:
-    """Answers the first wait with these outcomes."""
-
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self._outcomes = list(outcomes)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, job: Job) -> None:
-        pass
-
-    def wait(self) -> list[Outcome]:
-        return self._outcomes
+from tests.pipeline.trainings import FakeWorkers, curve, task
 
 
 def run_stage(
     monkeypatch: pytest.MonkeyPatch, params: Params, home: Path, outcomes: Sequence[Outcome]
 ) -> None:
-    monkeypatch.setattr("pipeline.workshop.WorkerPool", lambda *_: Workers(outcomes))
+    monkeypatch.setattr(
+        "pipeline.workshop.WorkerPool", lambda *_: FakeWorkers(lambda _: list(outcomes))
+    )
     images: Any = SimpleNamespace(fingerprint="data")
     backbone: Any = None
     shop = Workshop(params, home, home, images, backbone, Compute(), workers=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
@@ -16,6 +17,7 @@ from pipeline.evolving.loop import (
     search_result,
 )
 from pipeline.params import SearchParams
+from pipeline.trials.jobs import Job, Outcome
 from pipeline.trials.runs import Runs, TrainingRun
 
 BLOCKS = ("stem", "middle", "top", "head")
@@ -67,6 +69,32 @@ class Trainings:
         self.asked.append(task)
         curve = self._answer(task).raced(task.must_reach)
         return TrainingRun(task, curve, from_store=asked_before)
+
+
+class FakeWorkers:
+    """Stands for the pool of processes; the last job is the first to be done.
+
+    Args:
+        answer: what becomes of a job.
+    """
+
+    def __init__(self, answer: Callable[[Job], list[Outcome]]) -> None:
+        self._answer = answer
+        self._waiting: list[Job] = []
+        self.done: list[Job] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def wait(self) -> list[Outcome]:
+        self.done.append(self._waiting.pop())
+        return self._answer(self.done[-1])
 
 
 def whole_search(

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from biotune.finetuning.checkpoints import load_model
-from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.training import ImageSubset, predict_probabilities
-from pipeline.trials.pool import Attempt, LostWorkerError, WorkerPool
+from biotune.finetuning.fitness import Trainer
+from biotune.finetuning.learning_curve import LearningCurve
+from biotune.finetuning.metrics import validation_scores
+from biotune.finetuning.training import predict_probabilities
+from pipeline.params import load_params
+from pipeline.trials.jobs import Job, Outcome
+from pipeline.trials.machine import resolve_compute
+from pipeline.trials.pool import LostWorkerError
 from stages import evaluate
 from stages.finetune import main
+from tests.pipeline.trainings import FakeWorkers
 from tests.stages.conftest import Pipeline
-from tests.tiny import write_tiny_params
+from tests.threads import one_thread
+from tests.tiny import NETWORK, write_tiny_params
 
 
 def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
@@ -34,18 +41,18 @@ def test_the_winner_and_the_best_recipe_are_kept_with_what_rebuilds_them(
 
 
 def test_the_kept_model_scores_on_validation_what_it_says(pipeline: Pipeline) -> None:
-    from biotune.data.prepared import PreparedImages
-    from biotune.finetuning.metrics import validation_scores
-
-    images = PreparedImages.open(pipeline.artifacts / "prepared")
-    subset = ImageSubset(images.images, images.labels, images.indices("validation"))
-    backbone, card = load_model(pipeline.artifacts / "model/model.safetensors")
-    accuracy, _ = validation_scores(
-        predict_probabilities(backbone, subset), images.labels[subset.indices]
-    )
+    weights = pipeline.artifacts / "model/model.safetensors"
+    _, card = load_model(weights)
+    # As it was trained: with the same layers, precision and number of threads.
+    compute = resolve_compute(load_params(pipeline.folder / "params.yaml").runtime, NETWORK)
+    trainer = Trainer(pipeline.artifacts / "prepared", NETWORK, "none", compute)
+    trainer.backbone.network.load_state_dict(load_file(weights))
+    subset = trainer.subset("validation")
+    with one_thread():
+        probabilities = predict_probabilities(trainer.backbone, subset, compute)
+    accuracy, _ = validation_scores(probabilities, subset.labels[subset.indices])
     metrics = json.loads((pipeline.artifacts / "model/metrics.json").read_text())
-    # A few images of forty may fall the other way, on more threads than training uses.
-    assert accuracy == pytest.approx(card.validation_score, abs=0.051)
+    assert accuracy == card.validation_score
     assert metrics["winner"]["validation_score"] == card.validation_score
     assert metrics["winner"]["validation_score_sd"] is None  # from one seed there is none
 
@@ -136,12 +143,9 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_training(
 def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from biotune.finetuning.learning_curve import LearningCurve
-
-    def diverges(_: object, tasks: object) -> object:
-        return [(task, LearningCurve((), (), (), 1, "diverged", 0.0)) for task, *_ in tasks]  # type: ignore[attr-defined]
-
-    monkeypatch.setattr("pipeline.trials.pool.WorkerPool.train", diverges)
+    diverged = LearningCurve((), (), (), 1, "diverged", 0.0)
+    workers = FakeWorkers(lambda job: [Outcome(job.task, curve=diverged)])
+    monkeypatch.setattr("pipeline.workshop.WorkerPool", lambda *_: workers)
     params = write_tiny_params(tmp_path / "my.yaml")
     model, seeds = tmp_path / "out" / "model.safetensors", tmp_path / "out" / "seeds"
     command = ["--params", str(params), "--model", str(model), "--seeds", str(seeds)]
@@ -154,12 +158,12 @@ def test_a_run_that_diverges_is_an_error_and_keeps_nothing(
 def test_runs_that_are_lost_are_in_the_stores_table_of_attempts(
     in_pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(own: WorkerPool, jobs: Iterable[tuple[TrainingTask, Path, Path]]) -> None:
-        (task, *_), *_ = jobs
-        own._on_attempt(Attempt(task, "killed while finetuning"))
-        raise LostWorkerError("a training run was lost")
+    def lost(job: Job) -> list[Outcome]:
+        error = LostWorkerError("a training run was lost")
+        killed = Outcome(job.task, tried_again="killed while finetuning")
+        return [killed, Outcome(job.task, error=error)]
 
-    monkeypatch.setattr(WorkerPool, "train", lost)
+    monkeypatch.setattr("pipeline.workshop.WorkerPool", lambda *_: FakeWorkers(lost))
     command = ["--model", str(tmp_path / "m.safetensors"), "--seeds", str(tmp_path / "seeds")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1

@@ -78,6 +78,17 @@ def test_raw_images_get_the_labels_that_prepared_ones_get_in_training(exported, 
     assert len(set(expected.argmax(axis=1))) > 3
 
 
+def test_colours_are_those_of_training(exported, session):
+    """Digits are grey, and would not show it: tinted, they are other images with red for blue."""
+    images = photos(8, 48, 48)
+    subset = ImageSubset(images, np.zeros(8, np.int64), np.arange(8))
+    expected = predict_probabilities(exported.backbone, subset)
+    (probabilities,) = session.run(None, {"image": images})
+    assert np.abs(probabilities - expected).max() < 1e-4
+    (swapped,) = session.run(None, {"image": images[..., ::-1]})
+    assert np.abs(swapped - expected).max() > 1e-2
+
+
 def test_names_types_and_free_dimensions_are_the_promised_ones(session):
     (image,), (probabilities,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.type) == ("image", "tensor(uint8)")

@@ -89,6 +89,14 @@ def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy():
     assert error == pytest.approx(0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.65 - 1.0), abs=1e-6)
 
 
+def test_confidences_are_compared_within_fifteenths():
+    # Each in a bin of its own, one right and one wrong; in tenths they would share one.
+    confidence = np.array([0.62, 0.68], dtype=np.float32)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    error = classifier_scores(probabilities, np.array([0, 1]))["expected_calibration_error"]
+    assert error == pytest.approx((abs(0.62 - 1) + abs(0.68 - 0)) / 2, abs=1e-6)
+
+
 def test_a_perfect_classifier_has_perfect_figures():
     labels = np.array([0, 1, 2, 1, 0])
     scores = classifier_scores(np.eye(3, dtype=np.float32)[labels], labels)

@@ -538,3 +538,15 @@ def test_what_is_maximised_is_the_named_metric(monkeypatch):
     settings = toy.settings(metric="f1_macro")
     fit(toy.backbone(), toy.plan(head=1.0), images, images, settings, seed=0)
     assert set(calls) == {"f1_macro"}
+
+
+def test_classes_are_weighed_by_the_images_that_are_trained_on():
+    everything = toy.subset(24)  # of each class as many
+    part = np.flatnonzero((everything.labels > 0) | (np.arange(24) % 2 == 0))
+    alone = ImageSubset(everything.images[part], everything.labels[part], np.arange(len(part)))
+    settings = toy.settings(class_weights="balanced")
+    inside, apart = (
+        fit(toy.backbone(), toy.plan(head=1.0), one, VALIDATION, settings, seed=0)
+        for one in (replace(everything, indices=part), alone)
+    )
+    assert inside.curve.train_loss == apart.curve.train_loss
