@@ -83,6 +83,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
             mean=trainer.backbone.mean,
             std=trainer.backbone.std,
             validation_score=0.5,
+            precision="fp32",
         )
         (folder / f"{role}.json").write_text(json.dumps(card.to_json()))
         shutil.copyfile(
