@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from biotune.data.division import Division
 from biotune.evolution.candidate import Candidate
@@ -33,6 +32,7 @@ from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation
+from pipeline.evolving.forecast import SMALLEST_ERROR, Forecast, forecast_after
 from pipeline.trials.runs import NextTasks, Runs, TrainingRun, at_once, follow
 
 SEED_OPTIMISM = 0.1
@@ -41,51 +41,6 @@ SEED_OPTIMISM = 0.1
 Chosen, with the median of the forecasts, on searches with other seeds than any benchmark's (100 and
 101; digits at 32 px, three training seeds, the surgical scan): against full searches these take 2.8
 times fewer CPU seconds; .25 and the .4 quantile take 2.4 times fewer and found nothing better."""
-
-LEAST_SLOPE = 0.2
-"""Of a forecast; fewer than twenty curves may by chance show none."""
-
-FIRST_STOP = 2
-"""Epochs that every run is given: before, its validation score says too little."""
-
-FEWEST_CURVES = 6
-"""Good runs that must have been recorded before any is stopped."""
-
-SMALLEST_ERROR = 0.002
-"""Added to error rates before they are compared as ratios, so that a perfect score has one; half an
-image in 250."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the error of a run so far says of its error at the end.
-
-    log(end) = slope · log(so far) + offset, by least squares over the runs that this search has
-    recorded. The slope is below one: a run that is ahead of others loses some of its lead. Taking
-    it for one doubles the variance of what is left after three epochs.
-
-    Attributes:
-        slope: in (0, 1].
-        offset: the median of the recorded ones.
-    """
-
-    slope: float
-    offset: float
-
-    def end_after(self, error: float) -> float:
-        """Error at the end of a run that has come to this one."""
-        return math.exp(self.offset + self.slope * math.log(error + SMALLEST_ERROR)) - (
-            SMALLEST_ERROR
-        )
-
-    def most_before(self, needed: float) -> float:
-        """The largest error so far from which a run ends with the error that is needed."""
-        if needed + SMALLEST_ERROR <= 0:
-            return 0.0
-        return math.exp((math.log(needed + SMALLEST_ERROR) - self.offset) / self.slope) - (
-            SMALLEST_ERROR
-        )
-
 
 EvaluatedRuns = tuple[Candidate, tuple[TrainingRun, ...], Evaluation]
 """A candidate that is done, its runs in the order of the training seeds, and its score."""
@@ -322,32 +277,6 @@ def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum(float(np.var(group)) * len(group) for group in groups)
     return math.sqrt(squares / freedom) if freedom else 0.0
-
-
-def forecast_after(curves: Sequence[LearningCurve], done: int) -> Forecast | None:
-    """What runs come to after so many epochs, from the better half of these whole curves.
-
-    None before :data:`FIRST_STOP`, or for fewer curves than :data:`FEWEST_CURVES`.
-    """
-    ends = [max(curve.validation_score) for curve in curves]
-    good = [
-        curve
-        for curve, end in zip(curves, ends, strict=True)
-        if end >= np.median(ends) and len(curve.validation_score) > done
-    ]
-    if done < FIRST_STOP or len(good) < FEWEST_CURVES:
-        return None
-    now = _log_errors(max(curve.validation_score[:done]) for curve in good)
-    end = _log_errors(max(curve.validation_score) for curve in good)
-    spread = float(np.var(now))
-    covariance = float(np.mean((now - now.mean()) * (end - end.mean())))
-    slope = min(1.0, max(LEAST_SLOPE, covariance / spread)) if spread else 1.0
-    offsets = end - slope * now
-    return Forecast(slope, float(np.median(offsets)))
-
-
-def _log_errors(scores: Iterable[float]) -> NDArray[np.float64]:
-    return np.log([1 - score + SMALLEST_ERROR for score in scores])
 
 
 def cost_rank(task: TrainingTask) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-"""Of the tables, kept as the file's ``user_version``; 0 is of before there was one."""
+"""Of the tables, kept as the file's ``user_version``."""
 
 _TABLES: Final = {
     "curves": ("key TEXT PRIMARY KEY", "task TEXT", "curve BLOB", "checksum TEXT"),
@@ -74,17 +74,7 @@ def _make_tables(database: sqlite3.Connection, path: Path) -> None:
         )
     for table, columns in _TABLES.items():
         database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(columns)})")
-    columns_there = database.execute("SELECT name FROM pragma_table_info('curves')").fetchall()
-    if ("checksum",) not in columns_there:  # written before there were any
-        with database:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("ALTER TABLE curves ADD COLUMN checksum TEXT")
-            rows = database.execute("SELECT key, CAST(curve AS BLOB) FROM curves").fetchall()
-            database.executemany(
-                "UPDATE curves SET checksum = ? WHERE key = ?",
-                [(checksum(key, curve).decode(), key) for key, curve in rows],
-            )
-    if known < FORMAT:
+    if known < FORMAT:  # a new file's is 0
         database.execute(f"PRAGMA user_version = {FORMAT}")
 
 

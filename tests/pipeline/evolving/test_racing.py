@@ -17,17 +17,9 @@ from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation
+from pipeline.evolving.forecast import FEWEST_CURVES, SMALLEST_ERROR, Forecast, forecast_after
 from pipeline.evolving.loop import SearchResult, new_search
-from pipeline.evolving.racing import (
-    FEWEST_CURVES,
-    SEED_OPTIMISM,
-    SMALLEST_ERROR,
-    Forecast,
-    FullTraining,
-    Race,
-    forecast_after,
-    start_race,
-)
+from pipeline.evolving.racing import SEED_OPTIMISM, FullTraining, Race, start_race
 from pipeline.params import Params, SearchParams
 from pipeline.trials.runs import TrainingRun
 from tests.pipeline.trainings import BLOCKS, Trainings, task, whole_search

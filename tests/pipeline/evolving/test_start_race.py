@@ -14,14 +14,8 @@ from biotune.evolution.candidate import Candidate
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation
-from pipeline.evolving.racing import (
-    SMALLEST_ERROR,
-    Forecast,
-    FullTraining,
-    Race,
-    forecast_after,
-    start_race,
-)
+from pipeline.evolving.forecast import SMALLEST_ERROR, Forecast, forecast_after
+from pipeline.evolving.racing import FullTraining, Race, start_race
 from pipeline.trials.runs import TrainingRun
 from tests.pipeline.trainings import BLOCKS, curve, task
 

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from biotune.data.division import Division
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
-from biotune.finetuning.training import TrainingSettings
 from pipeline.errors import PipelineError
 from pipeline.trials.store import EvaluationStore, shared_inputs
 from pipeline.trials.store_file import checksum
@@ -43,27 +41,6 @@ def store(tmp_path: Path) -> EvaluationStore:
 
 def test_an_unknown_task_is_none(tmp_path: Path) -> None:
     assert EvaluationStore(tmp_path, INPUTS).get(task()) is None
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        task(seed=1),
-        task({"stem": None, "middle": 2.01, "top": None, "head": 1.0}),
-        task({"stem": None, "middle": 2.0, "top": 1.0, "head": 1.0}),
-        replace(task(), division=Division(1, 2)),
-        replace(task(), division=Division(0, 2)),
-        replace(task(), division=Division(resampled=0)),
-        replace(task(), settings=TrainingSettings(3, 1, 4, 0.001)),
-        replace(task(), settings=TrainingSettings(2, 2, 4, 0.001)),
-        replace(task(), settings=TrainingSettings(2, 1, 8, 0.001)),
-        replace(task(), settings=TrainingSettings(2, 1, 4, 0.002)),
-    ],
-)
-def test_whatever_changes_a_run_changes_its_key(tmp_path: Path, other: TrainingTask) -> None:
-    store = EvaluationStore(tmp_path, INPUTS)
-    store.put(task(), curve(0.5))
-    assert store.get(other) is None
 
 
 @pytest.mark.parametrize(
@@ -180,19 +157,6 @@ def test_an_entry_in_anothers_place_is_damaged_too(tmp_path: Path, store: Evalua
     store.put(task(), curve(0.5))
     damage(tmp_path, "UPDATE curves SET key = ?", store.key(task(seed=1)))
     assert store.get(task(seed=1)) is None
-
-
-def test_a_store_without_checksums_is_read_and_given_them(tmp_path: Path) -> None:
-    store = EvaluationStore(tmp_path, INPUTS)
-    store.put(task(), curve(0.5))
-    store.close()
-    with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
-        database.execute("ALTER TABLE curves DROP COLUMN checksum")
-        database.execute("UPDATE curves SET curve = CAST(curve AS TEXT)")
-    for _ in range(2):
-        store = EvaluationStore(tmp_path, INPUTS)
-        assert store.get(task()) == curve(0.5)
-        store.close()
 
 
 def test_what_is_no_file_is_an_error_that_names_it(tmp_path: Path) -> None:
