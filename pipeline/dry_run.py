@@ -22,9 +22,9 @@ from biotune.finetuning.backbones import block_sizes, build_backbone, weights_id
 from biotune.finetuning.cost import StepCost, step_cost
 from biotune.images.reading import read_image
 from biotune.images.sources import SOURCES
+from pipeline.best_plan import read_plans
 from pipeline.evolving.confirmation import most_runs
 from pipeline.evolving.loop import new_search
-from pipeline.finetune import read_plans
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
 from pipeline.proof.formats import FORMATS

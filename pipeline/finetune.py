@@ -13,17 +13,11 @@ from tqdm import tqdm
 
 from biotune.files import put_folder, scratch_beside
 from biotune.finetuning.checkpoints import ModelCard, seed_file
-from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
-from pipeline.artifacts import (
-    check_writable,
-    read_json,
-    write_csv,
-    write_json,
-    written_beside,
-)
+from pipeline.artifacts import check_writable, write_csv, write_json, written_beside
+from pipeline.best_plan import read_plans, say_other_precision
 from pipeline.errors import PipelineError
 from pipeline.params import Params
 from pipeline.reporting.console import percent, print_table
@@ -106,7 +100,7 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
     plans = read_plans(best_plan, tuple(shop.backbone.blocks))
     check_writable(files.model, files.baseline, files.seeds, files.curves, files.metrics)
     _check_replaceable(files.seeds)
-    _say_other_precision(best_plan, shop.compute)
+    say_other_precision(best_plan, shop.compute)
     with (
         scratch_beside(files.seeds, alone=True) as scratch,
         shop.open("finetune") as (runs, tracked),
@@ -136,46 +130,6 @@ def run(params: Params, *, prepared: Path, best_plan: Path, files: FinetuneFiles
             _forget(job)
     _print_summary(both)
     return winner
-
-
-def _say_other_precision(best_plan: Path, compute: Compute) -> None:
-    """What ``precision: auto`` means depends on the machine; results are not quite the same."""
-    searched = read_json(best_plan, made_by="search").get("precision", compute.precision)
-    if searched != compute.precision:
-        print(
-            f"The plans were searched in {searched}; this machine trains in {compute.precision}. "
-            f"runtime.precision: {searched} would train as the search did."
-        )
-
-
-def read_plans(best_plan: Path, blocks: Sequence[str]) -> dict[str, tuple[str, FineTunePlan]]:
-    """Role → name and plan, checked against the network before anything is trained.
-
-    Args:
-        best_plan: file that the search stage wrote.
-        blocks: of the network.
-
-    Raises:
-        ValueError, OSError: if it cannot be used.
-    """
-    content = read_json(best_plan, made_by="search")
-    entries: dict[str, Any] = {"winner": content, "best_recipe": content.get("best_recipe")}
-    plans = {}
-    for role, entry in entries.items():
-        try:
-            name, plan = str(entry["name"]), FineTunePlan(dict(entry["blocks"]))
-            if tuple(plan) != tuple(blocks):
-                raise ValueError(f"its blocks are {list(plan)}, but the network's {list(blocks)}")
-            if not plan.trained_blocks:
-                raise ValueError("it trains no block")
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(
-                f"{best_plan}: there is no usable plan of the {role} ({what}); run the search "
-                "stage again"
-            ) from error
-        plans[role] = (name, plan)
-    return plans
 
 
 def _check_replaceable(seeds: Path) -> None:

@@ -13,6 +13,7 @@ from biotune.data.division import Division
 from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.compute import Compute
 from pipeline.artifacts import check_writable, write_csv, write_json
+from pipeline.best_plan import write_best_plan
 from pipeline.evolving.confirmation import (
     CLEAR_LEAD,
     CONFIRMATION_SEEDS,
@@ -139,22 +140,7 @@ def _write(
     confirmations = [confirmation_row(plan, total) for plan in result.confirmations]
     write_csv(files.confirmations, confirmations, list(confirmations[0]))
     write_json(files.metrics, headline)
-    winner, recipe = result.winner, result.best_recipe
-    write_json(
-        files.best_plan,
-        {
-            "blocks": dict(winner.plan),
-            "genome": winner.candidate.genome.to_list() if winner.candidate else None,
-            "fitness": winner.evaluation.fitness,
-            "name": winner.name,
-            "precision": compute.precision,
-            "best_recipe": {
-                "blocks": dict(recipe.plan),
-                "fitness": recipe.evaluation.fitness,
-                "name": recipe.name,
-            },
-        },
-    )
+    write_best_plan(files.best_plan, result, compute)
     return evaluations
 
 
