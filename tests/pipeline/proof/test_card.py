@@ -58,6 +58,7 @@ def facts(*classes: str) -> CardFacts:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
             validation_score=0.5,
+            precision="fp32",
         ),
         hashes={"data": "abc"},
         evaluated={
