@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import csv
+import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from biotune.finetuning.compute import Compute
 from pipeline.attempts import tracked_attempts
 from pipeline.params import Params
-from pipeline.tracking.spool import left_behind
+from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.stage_run import tracked_stage
 from pipeline.trials.pool import Attempt, LostWorkerError
 from pipeline.trials.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import task
+
+
+def tracked(home: Path) -> dict[str, Any]:
+    """Kind and content of what a stage has tracked."""
+    with closing(Outbox(home)) as outbox:
+        rows = outbox.execute("SELECT kind, content FROM records")
+    return {kind: json.loads(content) for kind, content in rows}
 
 
 def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reason(
@@ -36,12 +46,11 @@ def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reas
     with pytest.raises(LostWorkerError):
         stage()
     store.close()
-    (spool,) = left_behind(tmp_path)
-    records = [spool.next_record() for _ in range(spool.written)]
-    found = {one.kind: one.content for one in records if one is not None}
-    assert found["tags"] == {"biotune.reason": "a training run was lost 3 times"}
-    assert found["end"]["status"] == "FAILED"
-    with (spool.folder / found["file"]["file"]).open(newline="") as stream:
+    records = tracked(tmp_path)
+    assert records["tags"] == {"biotune.reason": "a training run was lost 3 times"}
+    assert records["end"]["status"] == "FAILED"
+    (copy,) = (tmp_path / "outbox").glob(f"*/{records['file']['file']}")
+    with copy.open(newline="") as stream:
         assert [row["reason"] for row in csv.DictReader(stream)] == [
             "killed 0",
             "killed 1",
@@ -49,7 +58,6 @@ def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reas
         ]
     with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
         assert database.execute("SELECT count(*) FROM attempts").fetchone() == (3,)
-    spool.close()
 
 
 def test_without_any_there_is_no_table(
@@ -63,6 +71,4 @@ def test_without_any_there_is_no_table(
     ):
         pass
     store.close()
-    (spool,) = left_behind(tmp_path)
-    assert not (spool.folder / "files").exists()
-    spool.close()
+    assert tracked(tmp_path).keys() == {"start", "end"}
