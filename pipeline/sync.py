@@ -43,7 +43,7 @@ def run() -> None:
     away = False
     with closing(Outbox(home)) as outbox:
         for stage in outbox.left_behind():
-            if stage.destination not in (None, here):
+            if stage.destination != here:
                 print(f"{_name(stage)} was to go to {stage.destination}; it goes to {here}")
             before = stage.left(here)
             if not away:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -51,16 +50,6 @@ class RefusedError(Exception):
     """A record can never be sent; the message says why."""
 
 
-@dataclass(frozen=True)
-class _Started:
-    """Where a stage's records go; the parent is the pipeline's run."""
-
-    client: MlflowClient
-    experiment: str
-    parent: str
-    run: str
-
-
 class MlflowStage:
     """A stage's run in one MLflow store, made and completed from its records, the start first.
 
@@ -75,16 +64,9 @@ class MlflowStage:
 
     def __init__(self, stage: StageRecords, uri: str, home: Path) -> None:
         self._stage, self._uri, self._home = stage, uri, home
-        self._started: _Started | None = None
+        self._client: MlflowClient
+        self._experiment = self._pipeline = self._run_id = ""
         self._doubtful = self._ever_doubtful = stage.taken
-        self._by_kind = {
-            "child": self._child,
-            "metrics": self._metrics,
-            "tags": self._tags,
-            "file": self._file,
-            "model": self._model,
-            "end": self._end,
-        }
 
     def take(self, record: Record) -> None:
         """Do what a record says, whether or not that was tried before.
@@ -95,13 +77,11 @@ class MlflowStage:
         """
         try:
             if record.kind == "start":
-                self._started = self._start(record)
-            elif record.kind not in self._by_kind:
-                raise RefusedError("it is damaged")
-            elif self._started is None:
-                raise RefusedError("its stage's start is damaged")
+                self._start(record)
+            elif self._run_id:
+                self._go_on(record)
             else:
-                self._by_kind[record.kind](record, self._started)
+                raise RefusedError("its stage's start is damaged")
         except Exception as error:
             self._doubtful = self._ever_doubtful = True
             # The run itself must be there before anything else: that is tried again for ever.
@@ -110,7 +90,7 @@ class MlflowStage:
             raise
         self._doubtful = self._stage.taken
 
-    def _start(self, record: Record) -> _Started:
+    def _start(self, record: Record) -> None:
         with IMPORTING_MLFLOW:
             from mlflow import MlflowClient
 
@@ -118,106 +98,117 @@ class MlflowStage:
         # Two stages that start at once must not both make the experiment, or their pipeline's run.
         with self._lock():
             make_database(self._uri)
-            client = MlflowClient(self._uri)
-            artifacts = self._home / "mlartifacts" if self._uri.startswith("sqlite:") else None
-            experiment = _experiment_id(client, content["experiment"], artifacts)
-            parent = self._pipeline_run(client, experiment, content["pipeline"], content["tags"])
+            self._client = MlflowClient(self._uri)
+            self._experiment = self._experiment_id(content["experiment"])
+            self._pipeline = self._pipeline_run(content["pipeline"], content["tags"])
         tags = {
-            "mlflow.parentRunId": parent,
+            "mlflow.parentRunId": self._pipeline,
             "mlflow.runName": content["stage"],
             "biotune.stage": content["stage"],
         }
-        run_id = self._run(client, experiment, record, tags, record.time)
-        _log(client, run_id, params=content["params"])
-        return _Started(client, experiment, parent, run_id)
+        run_id = self._made_once(record, tags, record.time)
+        _log(self._client, run_id, params=content["params"])
+        self._run_id = run_id
 
-    def _child(self, record: Record, to: _Started) -> None:
+    def _go_on(self, record: Record) -> None:
+        client, run_id, content = self._client, self._run_id, record.content
+        match record.kind:
+            case "child":
+                self._child(record)
+            case "metrics":
+                _log(client, run_id, metrics=_as_metrics(content, record.time))
+            case "tags":
+                _log(client, run_id, tags=content)
+            case "file":
+                file = self._stage.folder / content["file"]
+                if not file.is_file():
+                    raise RefusedError("its file is gone")
+                client.log_artifact(run_id, str(file), content["folder"])
+            case "model":
+                with self._lock():  # two exports at once must not both move an alias
+                    register(client, run_id, (KEY_TAG, self._key(record)), content)
+            case "end":
+                client.set_terminated(run_id, content["status"], record.time)
+                if self._ever_doubtful:
+                    self._delete_twins()
+            case _:
+                raise RefusedError("it is damaged")
+
+    def _child(self, record: Record) -> None:
         from mlflow.entities import Metric
 
         child = record.content
+        tags = {"mlflow.runName": child["name"], "mlflow.parentRunId": self._run_id}
         begin = record.time - round(1000 * child["seconds"])
-        tags = {"mlflow.runName": child["name"], "mlflow.parentRunId": to.run, **child["tags"]}
-        run_id = self._run(to.client, to.experiment, record, tags, begin)
+        run_id = self._made_once(record, {**tags, **child["tags"]}, begin)
         curves = [
             Metric(key, value, record.time, step)
             for key, values in child["curves"].items()
             for step, value in enumerate(values)
         ]
         metrics = [*_as_metrics(child["metrics"], record.time), *curves]
-        _log(to.client, run_id, metrics=metrics, params=child["params"])
-        to.client.set_terminated(run_id, "FINISHED", record.time)
+        _log(self._client, run_id, metrics=metrics, params=child["params"])
+        self._client.set_terminated(run_id, "FINISHED", record.time)
 
-    def _metrics(self, record: Record, to: _Started) -> None:
-        _log(to.client, to.run, metrics=_as_metrics(record.content, record.time))
-
-    def _tags(self, record: Record, to: _Started) -> None:
-        _log(to.client, to.run, tags=record.content)
-
-    def _file(self, record: Record, to: _Started) -> None:
-        file = self._stage.folder / record.content["file"]
-        if not file.is_file():
-            raise RefusedError("its file is gone")
-        to.client.log_artifact(to.run, str(file), record.content["folder"])
-
-    def _model(self, record: Record, to: _Started) -> None:
-        with self._lock():  # two exports at once must not both move an alias
-            register(to.client, to.run, (KEY_TAG, self._key(record)), record.content)
-
-    def _end(self, record: Record, to: _Started) -> None:
-        to.client.set_terminated(to.run, record.content["status"], record.time)
-        if self._ever_doubtful:
-            self._delete_twins(to)
-
-    def _run(
-        self,
-        client: MlflowClient,
-        experiment: str,
-        record: Record,
-        tags: Mapping[str, str],
-        begin: int,
-    ) -> str:
+    def _made_once(self, record: Record, tags: Mapping[str, str], begin: int) -> str:
         """A record's run: the one that is there, or a new one."""
         key = self._key(record)
         if self._doubtful:
-            there = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            if there:
-                return str(there[0].info.run_id)
-        made = client.create_run(experiment, start_time=begin, tags={**tags, KEY_TAG: key})
+            for run in self._tagged(f"tags.`{KEY_TAG}` = '{key}'"):
+                return str(run.info.run_id)
+        tags = {**tags, KEY_TAG: key}
+        made = self._client.create_run(self._experiment, start_time=begin, tags=tags)
         return str(made.info.run_id)
 
-    def _pipeline_run(
-        self, client: MlflowClient, experiment: str, identity: str, tags: Mapping[str, str]
-    ) -> str:
+    def _experiment_id(self, name: str) -> str:
+        """The experiment of a name, made if it is not there."""
+        there = self._client.get_experiment_by_name(name)
+        if there is None:
+            own_files = self._uri.startswith("sqlite:")  # else the server says where they go
+            location = (self._home / "mlartifacts").as_uri() if own_files else None
+            return str(self._client.create_experiment(name, artifact_location=location))
+        if there.lifecycle_stage != "active":
+            raise PipelineError(
+                f"the experiment {name!r} is deleted in MLflow: restore it there (mlflow "
+                f"experiments restore -x {there.experiment_id}), or name another as "
+                "tracking.experiment"
+            )
+        return str(there.experiment_id)
+
+    def _pipeline_run(self, identity: str, tags: Mapping[str, str]) -> str:
         """The run of a pipeline, made by the stage that comes first."""
-        there = _tagged(client, experiment, f"tags.`{PIPELINE_TAG}` = '{identity}'")
+        there = self._tagged(f"tags.`{PIPELINE_TAG}` = '{identity}'")
         if there:
             # The oldest, so that all stages choose the same one if there should be two.
-            first = min(there, key=lambda run: (run.info.status == "RUNNING", run.info.start_time))
+            run = min(there, key=lambda run: (run.info.status == "RUNNING", run.info.start_time))
         else:
-            described = {PIPELINE_TAG: identity, _MADE_BY: self._stage.name, **tags}
-            name = {"mlflow.runName": f"pipeline {identity[:8]}"}
-            first = client.create_run(experiment, tags={**described, **name})
-        run_id = str(first.info.run_id)
-        if first.info.status == "RUNNING":  # no process spans a pipeline, nobody ends its run later
-            client.set_terminated(run_id, "FINISHED")
-        return run_id
+            name = {"mlflow.runName": f"pipeline {identity[:8]}", _MADE_BY: self._stage.name}
+            tags = {PIPELINE_TAG: identity, **name, **tags}
+            run = self._client.create_run(self._experiment, tags=tags)
+        if run.info.status == "RUNNING":  # no process spans a pipeline, to end its run later
+            self._client.set_terminated(run.info.run_id, "FINISHED")
+        return str(run.info.run_id)
 
-    def _delete_twins(self, used: _Started) -> None:
+    def _delete_twins(self) -> None:
         """Delete what a server has made of a request that it seemed not to have taken.
 
         A run whose creation was never answered is made again if it cannot be found; a server that
         was only slow may then make the first one after all. It is empty, and nobody would end it.
         """
-        client, in_use = used.client, (used.parent, used.run)
-        ours = _tagged(client, used.experiment, f"tags.`{KEY_TAG}` LIKE '{self._stage.name}/%'")
-        by_key = sorted(ours, key=lambda run: run.data.tags[KEY_TAG])
-        for _, same in groupby(by_key, key=lambda run: run.data.tags[KEY_TAG]):
-            best_first = sorted(same, key=lambda run: (run.info.run_id not in in_use, _empty(run)))
-            for twin in best_first[1:]:
-                client.delete_run(twin.info.run_id)
-        for run in _tagged(client, used.experiment, f"tags.`{_MADE_BY}` = '{self._stage.name}'"):
+        in_use = (self._pipeline, self._run_id)
+        used: set[str] = set()
+        ours = self._tagged(f"tags.`{KEY_TAG}` LIKE '{self._stage.name}/%'")
+        for run in sorted(ours, key=lambda run: (run.info.run_id not in in_use, _emptiness(run))):
+            if run.data.tags[KEY_TAG] in used:
+                self._client.delete_run(run.info.run_id)
+            used.add(run.data.tags[KEY_TAG])
+        for run in self._tagged(f"tags.`{_MADE_BY}` = '{self._stage.name}'"):
             if run.info.run_id not in in_use and run.info.status == "RUNNING":
-                client.delete_run(run.info.run_id)
+                self._client.delete_run(run.info.run_id)
+
+    def _tagged(self, condition: str) -> list[Run]:
+        """All runs that are so tagged."""
+        return list(self._client.search_runs([self._experiment], condition, max_results=50_000))
 
     def _lock(self) -> FileLock:
         return database_lock(self._home, self._uri)
@@ -242,34 +233,7 @@ def is_away(error: BaseException | None) -> bool:
     return False
 
 
-def _experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """The experiment of a name, made if it is not there; ``artifacts`` is for its runs' files."""
-    there = client.get_experiment_by_name(name)
-    if there is None:
-        location = None if artifacts is None else artifacts.as_uri()
-        return str(client.create_experiment(name, artifact_location=location))
-    if there.lifecycle_stage != "active":
-        raise PipelineError(
-            f"the experiment {name!r} is deleted in MLflow: restore it there (mlflow "
-            f"experiments restore -x {there.experiment_id}), or name another as "
-            "tracking.experiment"
-        )
-    return str(there.experiment_id)
-
-
-def _tagged(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
-    """All runs that are so tagged."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
-def _empty(run: Run) -> tuple[bool, int]:
+def _emptiness(run: Run) -> tuple[bool, int]:
     return run.info.status == "RUNNING", -len(run.data.params)
 
 

@@ -33,10 +33,15 @@ from biotune.files import synchronise
 log = logging.getLogger(__name__)
 
 _TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS records (stage TEXT, number INTEGER, sent TEXT, kind TEXT, "
-    "time INTEGER, content BLOB, PRIMARY KEY (stage, number))"
+    "CREATE TABLE IF NOT EXISTS records (stage TEXT, number INTEGER, destination TEXT, sent TEXT, "
+    "kind TEXT, time INTEGER, content BLOB, PRIMARY KEY (stage, number))"
 )
-"""``sent``: the destination at which a record has arrived."""
+"""``destination``: where the stage was to send a record; ``sent``: where it has arrived."""
+
+_END_KILLED: Final = """
+    INSERT INTO records SELECT stage, number + 1, destination, NULL, 'end', time, ? FROM
+    (SELECT * FROM records WHERE stage = ? ORDER BY number DESC LIMIT 1) WHERE kind != 'end'
+"""
 
 _HEADER: Final = b"SQLite format 3\0" + bytes([0x10, 0, 2, 2, 0, 64, 32, 32])
 """The first bytes of our file, some of which SQLite lets pass: pages of 4096, and a log."""
@@ -85,10 +90,17 @@ class Outbox:
             self._database = _connect(self._file)
             self._database.execute(_TABLE)
 
-    def begin(self, stage: str, content: Mapping[str, Any]) -> StageRecords:
-        """The records of a stage that is starting, with their first one, its ``start``."""
-        records = StageRecords(self, f"{time.time_ns():020d}-{stage}-{uuid.uuid4().hex[:8]}")
-        records.hold()  # before anybody can read of it
+    def begin(self, stage: str, destination: str, content: Mapping[str, Any]) -> StageRecords:
+        """The records of a stage that is starting, with their first one, its ``start``.
+
+        Args:
+            stage: its name.
+            destination: where it is to send them, as it is to be written down.
+            content: of the first one.
+        """
+        name = f"{time.time_ns():020d}-{stage}-{uuid.uuid4().hex[:8]}"
+        records = StageRecords(self, name, destination)
+        records.lock.acquire()  # before anybody can read of it
         records.append("start", content)
         synchronise(self.folder)
         return records
@@ -98,14 +110,13 @@ class Outbox:
 
         What was killed ends with a record that says so.
         """
-        names = self.execute("SELECT DISTINCT stage FROM records ORDER BY stage")
-        for (name,) in names:
-            records = StageRecords(self, name, taken=True)
-            try:
-                if records.hold() and records.make_whole():
+        names = "SELECT DISTINCT stage, destination FROM records ORDER BY stage"
+        for name, destination in self.execute(names):
+            records = StageRecords(self, name, destination, taken=True)
+            with suppress(Timeout), records.lock:
+                self.execute(_END_KILLED, b'{"status": "KILLED"}', name)
+                if records.select("1", "true LIMIT 1"):  # else they have arrived meanwhile
                     yield records
-            finally:
-                records.close()
 
     def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """Do one thing, on disk when this returns; no rows once the file is found damaged."""
@@ -126,60 +137,47 @@ class Outbox:
 
 
 class StageRecords:
-    """The records of one stage's run, in their order, while this process holds them.
+    """The records of one stage's run, in their order, while this process holds their lock.
 
     One thread adds some, another sends them.
 
     Args:
         outbox: that they are in.
         name: tells them from any other stage's, on any machine.
+        destination: where their stage was to send them.
         taken: whether another process has begun them, and may have sent any.
 
     Attributes:
+        folder: of copies of files.
         position: number of the last record that was sent or put off; -1 at first.
+        lock: held by one process at a time.
     """
 
-    def __init__(self, outbox: Outbox, name: str, *, taken: bool = False) -> None:
-        self.name, self.taken = name, taken
+    def __init__(self, outbox: Outbox, name: str, destination: str, *, taken: bool = False) -> None:
+        self.name, self.destination, self.taken = name, destination, taken
         self.folder = outbox.folder / name
         self.position = -1
-        self._outbox = outbox
         # The thread that sends lets go of what the main thread has made.
-        self._lock = FileLock(outbox.folder / f"{name}.lock", thread_local=False)
+        self.lock = FileLock(outbox.folder / f"{name}.lock", timeout=0, thread_local=False)
+        self._outbox = outbox
 
-    @property
-    def destination(self) -> str | None:
-        """Where its stage was to send them; None if that cannot be read."""
-        for content in self._select("content", "number = 0"):
-            destination: str | None = _parsed(*content).get("destination")
-            return destination
-        return None
-
-    def append(self, kind: str, content: Mapping[str, Any], time_ms: int | None = None) -> None:
-        """Add a record; it is on disk when this returns.
-
-        Args:
-            kind: what it is.
-            content: JSON values.
-            time_ms: when it happened, in milliseconds since 1970; default now.
-        """
-        happened = round(1000 * time.time()) if time_ms is None else time_ms
+    def append(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Add a record of JSON values; it is on disk when this returns."""
         self._outbox.execute(
-            "INSERT INTO records SELECT ?, coalesce(max(number) + 1, 0), NULL, ?, ?, ? "
+            "INSERT INTO records SELECT ?, coalesce(max(number) + 1, 0), ?, NULL, ?, ?, ? "
             "FROM records WHERE stage = ?",
-            *(self.name, kind, happened, json.dumps(content).encode(), self.name),
+            *(self.name, self.destination, kind, round(1000 * time.time())),
+            *(json.dumps(content).encode(), self.name),
         )
 
     def keep_file(self, file: Path) -> str:
         """Copy a file, which may be changed before it is sent; the copy's place in the folder."""
-        try:
+        with _explained(self.folder):
             self.folder.mkdir(exist_ok=True)
             copy = Path(mkdtemp(dir=self.folder), file.name)
             shutil.copyfile(file, copy)
             for written in (copy, copy.parent, self.folder, self._outbox.folder):
                 synchronise(written)
-        except OSError as error:
-            raise _cannot_keep(error.errno, error.strerror, self.folder) from error
         return copy.relative_to(self.folder).as_posix()
 
     def next_unsent(self, destination: str) -> Record | None:
@@ -187,13 +185,15 @@ class StageRecords:
 
         The start always is among them, because it says where the others go.
         """
-        condition = "number > ? AND (number = 0 OR sent IS NOT ?) ORDER BY number LIMIT 1"
-        fields = "number, kind, time, content"
-        for number, kind, happened, content in self._select(
-            fields, condition, self.position, destination
-        ):
-            known = _parsed(content)
-            return Record(number, "damaged" if "damaged" in known else kind, happened, known)
+        rows = self.select(
+            "number, kind, time, content",
+            "number > ? AND (number = 0 OR sent IS NOT ?) ORDER BY number LIMIT 1",
+            *(self.position, destination),
+        )
+        for number, kind, happened, content in rows:
+            with suppress(ValueError, TypeError):
+                return Record(number, kind, happened, json.loads(content))
+            return Record(number, "damaged", happened, {"damaged": repr(content)})
         return None
 
     def note_sent(self, record: Record, destination: str) -> None:
@@ -205,7 +205,7 @@ class StageRecords:
 
     def left(self, destination: str) -> int:
         """How many records have not arrived there."""
-        return len(self._select("number", "sent IS NOT ?", destination))
+        return len(self.select("number", "sent IS NOT ?", destination))
 
     def set_aside(self, record: Record, reason: str) -> None:
         """Keep what can never be sent where a person can look at it, and say so."""
@@ -218,45 +218,17 @@ class StageRecords:
         what = f"record {record.number} ({record.kind}) of {self.name}"
         log.warning("%s cannot go to MLflow (%s): it is in %s", what, reason, aside)
 
-    def hold(self) -> bool:
-        """Hold them until :meth:`close`; False if a living process does."""
-        with suppress(Timeout):
-            self._lock.acquire(timeout=0)
-        return self._lock.is_locked
-
-    def make_whole(self) -> bool:
-        """End them if their process was killed before it could; False if they are gone by now."""
-        last = self._last()
-        if last is None:
-            self._forget()
-        elif last[0] != "end":
-            self.append("end", {"status": "KILLED"}, time_ms=last[1])
-        return last is not None
-
     def let_go(self, destination: str) -> None:
         """Forget them if all have arrived there, or else leave them to whoever comes next."""
         with suppress(OSError):  # of a full disk: whoever comes next forgets them
-            last = self._last()
-            if last is not None and last[0] == "end" and not self.left(destination):
-                self._forget()
-        self.close()
+            if self.select("1", "kind = 'end'") and not self.left(destination):
+                shutil.rmtree(self.folder, ignore_errors=True)  # first: else nobody knows of them
+                self._outbox.execute("DELETE FROM records WHERE stage = ?", self.name)
+                Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
 
-    def close(self) -> None:
-        """Leave them to whoever comes next."""
-        self._lock.release()
-
-    def _forget(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)  # first: else nobody would know of them
-        self._outbox.execute("DELETE FROM records WHERE stage = ?", self.name)
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-
-    def _last(self) -> tuple[str, int] | None:
-        """Kind and time."""
-        for kind, happened in self._select("kind, time", "true ORDER BY number DESC LIMIT 1"):
-            return kind, happened
-        return None
-
-    def _select(self, fields: str, condition: str, *values: object) -> list[tuple[Any, ...]]:
+    def select(self, fields: str, condition: str, *values: object) -> list[tuple[Any, ...]]:
+        """Fields of those that meet an SQL condition."""
         return self._outbox.execute(
             f"SELECT {fields} FROM records WHERE stage = ? AND {condition}",  # noqa: S608
             *(self.name, *values),
@@ -278,13 +250,11 @@ def _is_sound(file: Path) -> bool:
     """Whether SQLite finds nothing wrong, nor do we where it does not look."""
     try:
         with closing(_connect(file)) as database:
-            database.execute("SELECT stage, number, sent, kind, time, content FROM records")
+            database.execute("SELECT destination, sent, kind, time, content FROM records LIMIT 1")
             found = database.execute("PRAGMA integrity_check").fetchall()
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorname != "SQLITE_ERROR":  # that is a header that makes no sense
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorname.split("_")[1] not in {"ERROR", "CORRUPT", "NOTADB"}:
             raise  # no permission, no space, or another process that does not let go
-        return False
-    except sqlite3.DatabaseError:
         return False
     with file.open("rb") as stream:
         return found == [("ok",)] and stream.read(len(_HEADER)) == _HEADER
@@ -302,29 +272,16 @@ def _keep_aside(folder: Path) -> None:
     )
 
 
-def _parsed(content: object) -> dict[str, Any]:
-    """A record's content; what is no JSON as ``damaged``."""
-    with suppress(ValueError, TypeError):
-        known = json.loads(content)  # type: ignore[arg-type]
-        if isinstance(known, dict):
-            return known
-    return {"damaged": repr(content)}
-
-
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """What SQLite says of the disk, with the file and what to do about it."""
+    """What SQLite or the system say of the disk, with the file and what to do about it."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        full = error.sqlite_errorname == "SQLITE_FULL"
-        raise _cannot_keep(errno.ENOSPC if full else errno.EIO, str(error), file) from error
-
-
-def _cannot_keep(number: int | None, reason: str | None, file: Path) -> OSError:
-    return OSError(
-        number,
-        f"what is tracked cannot be kept ({reason}): make sure that the folder can be written and "
-        "has free space, and run again",
-        str(file),
-    )
+    except (OSError, sqlite3.OperationalError) as error:
+        full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+        raise OSError(
+            errno.ENOSPC if full else getattr(error, "errno", errno.EIO),
+            f"what is tracked cannot be kept ({getattr(error, 'strerror', error)}): make sure that "
+            "the folder can be written and has free space, and run again",
+            str(file),
+        ) from error

@@ -150,7 +150,7 @@ class Sender(threading.Thread):
     def _send_others(self) -> Generator[bool, None, None]:
         for stage in self._outbox.left_behind():
             # Not to be sent wherever the variable points at now, unasked.
-            if stage.destination not in (None, self._here):
+            if stage.destination != self._here:
                 continue
             take = MlflowStage(stage, self._uri, self._outbox.home).take
             with suppress(Exception):  # which is said: the next stage may have more luck

@@ -145,8 +145,8 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
     """
     uri = tracking_uri(home)
     outbox = Outbox(home)
-    there = {"destination": destination(uri, home)}
-    records = outbox.begin(stage, {**_description(stage, params, fingerprint), **there})
+    description = _description(stage, params, fingerprint)
+    records = outbox.begin(stage, destination(uri, home), description)
     sender = Sender(outbox, records, uri)
     sender.start()
     run = StageRun(records, sender.notice)
