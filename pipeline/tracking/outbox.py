@@ -127,7 +127,8 @@ class Outbox:
             if type(error) is not sqlite3.DatabaseError:  # a fault of ours
                 raise
             if not self._damaged:
-                log.warning("%s is damaged (%s): nothing more is tracked", self._file, error)
+                what = "nothing more of this stage is tracked, and the next one begins a new file"
+                log.warning("%s is damaged (%s): %s", self._file, error, what)
             self._damaged = True
             return []
 

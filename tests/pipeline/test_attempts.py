@@ -21,7 +21,7 @@ from pipeline.trials.store import EvaluationStore, shared_inputs
 from tests.pipeline.trainings import task
 
 
-def tracked(home: Path) -> dict[str, Any]:
+def records(home: Path) -> dict[str, Any]:
     """Kind and content of what a stage has tracked."""
     with closing(Outbox(home)) as outbox:
         rows = outbox.execute("SELECT kind, content FROM records")
@@ -46,10 +46,10 @@ def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reas
     with pytest.raises(LostWorkerError):
         stage()
     store.close()
-    records = tracked(tmp_path)
-    assert records["tags"] == {"biotune.reason": "a training run was lost 3 times"}
-    assert records["end"]["status"] == "FAILED"
-    (copy,) = (tmp_path / "outbox").glob(f"*/{records['file']['file']}")
+    kept = records(tmp_path)
+    assert kept["tags"] == {"biotune.reason": "a training run was lost 3 times"}
+    assert kept["end"]["status"] == "FAILED"
+    (copy,) = (tmp_path / "outbox").glob(f"*/{kept['file']['file']}")
     with copy.open(newline="") as stream:
         assert [row["reason"] for row in csv.DictReader(stream)] == [
             "killed 0",
@@ -71,4 +71,4 @@ def test_without_any_there_is_no_table(
     ):
         pass
     store.close()
-    assert tracked(tmp_path).keys() == {"start", "end"}
+    assert records(tmp_path).keys() == {"start", "end"}

@@ -195,7 +195,7 @@ def test_damage_while_a_stage_runs_is_said_once_and_does_not_end_it(
         stage.append("metrics", {"n": 1})
     stage.let_go(HERE)
     assert stage.next_unsent(HERE) is None
-    assert caplog.text.count("nothing more is tracked") == 1
+    assert caplog.text.count("nothing more of this stage is tracked") == 1
     with closing(Outbox(tmp_path)) as opened:
         assert not list(opened.left_behind())
     assert (tmp_path / "outbox.damaged-1").is_dir()
