@@ -199,16 +199,3 @@ def test_damage_while_a_stage_runs_is_said_once_and_does_not_end_it(
     with closing(Outbox(tmp_path)) as opened:
         assert not list(opened.left_behind())
     assert (tmp_path / "outbox.damaged-1").is_dir()
-
-
-def test_a_record_that_is_no_json_any_more_is_set_aside_for_people(
-    stage: StageRecords, outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    outbox.execute("UPDATE records SET content = ? WHERE number = 1", b'{"n\xff": 1}')
-    assert left(stage) == [(0, "start", 0), (1, "damaged", None), (2, "tags", 2)]
-    stage.position = 0
-    record = stage.next_unsent(HERE)
-    assert record is not None
-    stage.set_aside(record, "because")
-    assert r"{\"n\\xff\": 1}" in (tmp_path / "refused.jsonl").read_text()
-    assert f"record 1 (damaged) of {stage.name} cannot go to MLflow (because)" in caplog.text

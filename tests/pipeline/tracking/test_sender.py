@@ -139,12 +139,21 @@ def test_what_can_never_be_sent_is_said_set_aside_and_holds_up_nothing(
     assert f"of {stage.name} cannot go to MLflow ({reason}" in caplog.text
     refused = json.loads((home / "refused.jsonl").read_text())
     assert (refused["stage"], refused["number"]) == (stage.name, 1)
+    assert ("b'{'" in refused["content"].values()) == (reason == "it is damaged"), "as it was"
     runs = stages(home)
     assert {name: run.info.status for name, run in runs.items()} == {
         "search": "FINISHED",
         "finetune": "FINISHED",
     }
     assert runs["search"].data.metrics == {"after": 1.0}
+    assert not unsent(home)
+
+
+def test_a_stage_whose_start_is_damaged_is_set_aside_whole(outbox: Outbox, home: Path) -> None:
+    with_file(outbox, "search")
+    outbox.execute("UPDATE records SET content = ? WHERE number = 0", b"{")
+    sync.run()
+    assert len((home / "refused.jsonl").read_text().splitlines()) == 4
     assert not unsent(home)
 
 
