@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Final, NoReturn
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
 
 from tqdm import tqdm
 
@@ -12,12 +13,14 @@ from pipeline.errors import PipelineError
 from pipeline.home import biotune_home
 from pipeline.reporting.console import print_table
 from pipeline.tracking.database import destination
-from pipeline.tracking.delivery import Delivery, is_away
-from pipeline.tracking.spool import left_behind
+from pipeline.tracking.mlflow import MlflowStage
+from pipeline.tracking.outbox import Outbox, Record, StageRecords
+from pipeline.tracking.sender import drain
 from pipeline.tracking.stage_run import tracking_uri
 
 PAUSES: Final = (0.5, 1.0, 2.0)
-"""Seconds before a spool that failed is tried again."""
+"""Seconds before a record that failed is tried again: one may be the fault of the moment, several
+of the same stage are not."""
 
 
 class UnsentError(PipelineError):
@@ -38,20 +41,17 @@ def run() -> None:
     rows: list[tuple[str, int, int]] = []
     errors: list[Exception] = []
     away = False
-    for spool in left_behind(home):
-        stage = _stage(spool.folder)
-        if spool.destination not in (None, here):
-            print(f"{stage} was to go to {spool.destination}; it goes to {here}")
-        delivery = Delivery(spool, uri, home)
-        before = delivery.left
-        failed = [] if away else _send(delivery)
-        errors += failed
-        # What is wrong with one record, or one experiment, says nothing of the next stage's.
-        for error in failed:
-            at_start = not delivery.started and not isinstance(error, PipelineError)
-            away = away or at_start or is_away(error)
-        rows.append((stage, before - delivery.left, delivery.left))
-        delivery.let_go()
+    with closing(Outbox(home)) as outbox:
+        for stage in outbox.left_behind():
+            if stage.destination != here:
+                print(f"{_name(stage)} was to go to {stage.destination}; it goes to {here}")
+            before = stage.left(here)
+            if not away:
+                failed, away = _send(stage, here, MlflowStage(stage, uri, home).take)
+                errors += failed
+            left = stage.left(here)
+            rows.append((_name(stage), before - left, left))
+            stage.let_go(here)
     if not rows:
         print(f"Nothing is left to be sent to {here}.")
         return
@@ -59,43 +59,38 @@ def run() -> None:
     if errors:
         raise UnsentError(
             f"not everything was sent to {here} ({str(errors[0]).partition(chr(10))[0]}). It is "
-            f"kept in {home / 'spool'}: run `biotune sync` again when that is mended; "
+            f"kept in {outbox.folder}: run `biotune sync` again when that is mended; "
             "MLFLOW_TRACKING_URI names another store"
         )
 
 
-def _send(delivery: Delivery) -> list[Exception]:
-    """Send what a spool holds; the errors of what cannot be sent now."""
+def _send(
+    stage: StageRecords, here: str, take: Callable[[Record], None]
+) -> tuple[list[Exception], bool]:
+    """Send a stage's records; what failed, and whether others need not be tried."""
     errors: list[Exception] = []
-    with tqdm(total=delivery.left, desc=_stage(delivery.spool.folder), unit="record") as bar:
-        while True:
-            # One record that fails may be the fault of the moment, several are not.
-            error = _send_until_it_fails(delivery, bar, () if errors else PAUSES)
-            if error is None:
-                return errors
-            errors.append(error)
-            if not delivery.put_off(error):
-                return errors
+    pauses = iter(PAUSES)
 
+    def again(_: Exception) -> bool:
+        pause = next(pauses, None)
+        time.sleep(pause or 0)
+        return pause is not None
 
-def _send_until_it_fails(
-    delivery: Delivery, bar: tqdm[NoReturn], pauses: tuple[float, ...]
-) -> Exception | None:
-    """Send one record after the other; the error that stayed after the last pause."""
-    error: Exception | None = None
-    for pause in (0.0, *pauses):
-        time.sleep(pause)
+    with tqdm(total=stage.left(here), desc=_name(stage), unit="record") as bar:
         try:
-            while delivery.send_next():
-                bar.update()
-            return None
-        except Exception as failure:  # whatever MLflow, or the way to it, says
-            error = failure
-    return error
+            for failed in drain(stage, here, take, again):
+                if failed is None:
+                    bar.update()
+                else:
+                    errors.append(failed)
+        except Exception as error:
+            # What is wrong with one experiment says nothing of the next stage's.
+            return [*errors, error], not isinstance(error, PipelineError)
+    return errors, False
 
 
-def _stage(folder: Path) -> str:
-    """The stage that a spool is of, and when it started."""
-    began, stage, _ = folder.name.split("-")
+def _name(stage: StageRecords) -> str:
+    """The stage that records are of, and when it started."""
+    began, name, _ = stage.name.split("-")
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(began) / 1e9))
-    return f"{stage} of {started}"
+    return f"{name} of {started}"

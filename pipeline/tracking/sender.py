@@ -1,4 +1,4 @@
-"""The thread that sends a stage's records to MLflow while the stage goes on."""
+"""How records get to MLflow, and the thread that sends them while a stage runs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from typing import Final
 
 from pipeline.tracking.database import destination
-from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.registry import IMPORTING_MLFLOW
-from pipeline.tracking.spool import Spool, left_behind
+from pipeline.tracking.mlflow import MlflowStage, RefusedError, is_away
+from pipeline.tracking.outbox import Outbox, Record, StageRecords
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +24,74 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 """Seconds before an attempt that failed is made again; each pause is twice the one before."""
 
 
-class Sender(threading.Thread):
-    """Sends a stage's records as they come, and, while there are none, what others left behind."""
+def drain(
+    stage: StageRecords,
+    here: str,
+    take: Callable[[Record], None],
+    again: Callable[[Exception], bool],
+) -> Iterator[Exception | None]:
+    """Send what has not arrived, in its order, and note what has.
 
-    def __init__(self, spool: Spool, uri: str, home: Path) -> None:
+    A record that fails is put off if it is not tried again: it stays, and those after it are sent.
+    One that can never be sent is set aside.
+
+    Args:
+        stage: what is sent; from its position on, so that what was put off waits for another time.
+        here: the destination, see :func:`pipeline.tracking.database.destination`.
+        take: does what a record says, once, however often it is called; ``MlflowStage.take``.
+        again: whether to try the record that failed with this error once more, after waiting for as
+            long as it wants.
+
+    Yields:
+        None for each record that is done with, an error for each that is put off.
+
+    Raises:
+        Exception: what kept the stage's start from arriving, or the store is away: then no other
+            record would arrive.
+    """
+    if not stage.left(here):
+        return
+    while (record := stage.next_unsent(here)) is not None:
+        failed = None
+        try:
+            try:
+                take(record)
+            except RefusedError as refused:
+                stage.set_aside(record, str(refused))
+            stage.note_sent(record, here)
+        except Exception as error:  # whatever MLflow, or the way to it, says
+            if again(error):
+                continue
+            if record.kind == "start" or is_away(error):
+                raise
+            failed = error
+        stage.position = record.number
+        yield failed
+
+
+class Sender(threading.Thread):
+    """Sends a stage's records as they come, and, while there are none, what others left behind.
+
+    Args:
+        outbox: of the home.
+        stage: the stage's own records.
+        uri: where to send them; what others left is sent only if it was meant for the same store.
+    """
+
+    def __init__(self, outbox: Outbox, stage: StageRecords, uri: str) -> None:
         super().__init__(name="mlflow", daemon=True)
-        self._own, self._uri, self._home = Delivery(spool, uri, home), uri, home
-        self._others: Iterator[Spool] | None = None
-        self._other: Delivery | None = None
+        self._outbox, self._stage, self._uri = outbox, stage, uri
+        self._here = destination(uri, outbox.home)
+        self._take = MlflowStage(stage, uri, outbox.home).take
+        self._others = self._send_others()
+        self._pause = _FIRST_PAUSE
         self._more, self._closing = threading.Event(), threading.Event()
         self.error: Exception | None = None
 
     @property
     def left(self) -> int:
         """How many of the stage's own records have not arrived."""
-        return self._own.left
+        return self._stage.left(self._here)
 
     def notice(self) -> None:
         """There is something to send."""
@@ -64,72 +116,57 @@ class Sender(threading.Thread):
     def run(self) -> None:
         """Until all is sent and nothing more will come."""
         give_way()
-        pause = _FIRST_PAUSE
+        closing = False
         try:
-            while True:
-                try:
-                    self._more.clear()
-                    closing = self._closing.is_set()
-                    with IMPORTING_MLFLOW:
-                        import mlflow  # noqa: F401
-                    sent = self._own.send_next() or (not closing and self._send_another())
-                    pause = _FIRST_PAUSE
-                    if closing and not sent:
-                        break
-                    if not closing:
-                        self.error = None
-                    if not sent:
-                        self._more.wait()
-                except Exception as error:  # whatever goes wrong there must not stop a training
-                    self._say(error)
-                    if closing and self._own.put_off(error):
-                        continue
-                    if self._closing.wait(pause) and closing:
-                        break
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+            while not closing:
+                self._more.clear()
+                closing = self._closing.is_set()
+                for failed in drain(self._stage, self._here, self._take, self._again):
+                    if failed is None and not self._closing.is_set():
+                        self.error, self._pause = None, _FIRST_PAUSE
+                if not closing and not self._send_another():
+                    self._more.wait()
+        except Exception as error:  # the store is away, while there is no more time to wait for it
+            self.error = error
         finally:
-            self._let_go()
+            self._others.close()
+            self._stage.let_go(self._here)
+
+    def _again(self, error: Exception) -> bool:
+        self._say(error)
+        if self._closing.is_set():
+            return False
+        self._closing.wait(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return True
 
     def _send_another(self) -> bool:
-        """One record of what another process left behind; False if there is none."""
-        while (other := self._other or self._take_another()) is not None:
-            try:
-                if other.send_next():
-                    return True
-            except BaseException as error:
-                if isinstance(error, Exception) and other.put_off(error):
-                    raise
-                other.spool.close()  # left to the next stage: it must not hold up the others
-                self._other = None
-                raise
-            other.let_go()
-            self._other = None
-        return False
+        """Send one record of what another process left behind; False if there is none."""
+        try:
+            return next(self._others, False)
+        except Exception as error:  # of the disk
+            return self._say(error)
 
-    def _take_another(self) -> Delivery | None:
-        """Hold the next spool that was left behind on its way to the same store."""
-        if self._others is None:
-            self._others = left_behind(self._home)
-        here = destination(self._uri, self._home)
-        for spool in self._others:
-            if spool.destination in (None, here):
-                self._other = Delivery(spool, self._uri, self._home)
-                return self._other
-            spool.close()  # not to be sent wherever the variable points at now, unasked
-        return None
+    def _send_others(self) -> Generator[bool, None, None]:
+        for stage in self._outbox.left_behind():
+            # Not to be sent wherever the variable points at now, unasked.
+            if stage.destination != self._here:
+                continue
+            take = MlflowStage(stage, self._uri, self._outbox.home).take
+            with suppress(Exception):  # which is said: the next stage may have more luck
+                for _ in drain(stage, self._here, take, self._say):
+                    yield True
+            stage.let_go(self._here)
 
-    def _say(self, error: Exception) -> None:
+    def _say(self, error: Exception) -> bool:
+        """Say it, if it was not said since something arrived; it is not to be tried again."""
         if self.error is None:
             log.warning(
                 "MLflow does not answer; what is tracked is kept and sent later: %s",
                 str(error).partition("\n")[0],
             )
         self.error = error
-
-    def _let_go(self) -> None:
-        if self._other is not None:
-            self._other.spool.close()
-        self._own.let_go()
+        return False
 
 
 def give_way() -> None:

@@ -1,7 +1,7 @@
 """What goes to MLflow: a run for each pipeline, below it its stages, below search its genomes.
 
 Tracking can never stop or delay a stage: what is tracked is first on disk
-(:mod:`pipeline.tracking.spool`), and a thread sends it (:mod:`pipeline.tracking.delivery`), when
+(:mod:`pipeline.tracking.outbox`), and a thread sends it (:mod:`pipeline.tracking.sender`), when
 MLflow answers. What could not be sent is kept, and sent by the next stage or by ``biotune sync``.
 """
 
@@ -22,9 +22,9 @@ from pipeline.home import IMAGE_VARIABLE
 from pipeline.params import Params
 from pipeline.tracking.database import destination, own_database
 from pipeline.tracking.origin import IMAGE_TAG, origin_tags
+from pipeline.tracking.outbox import Outbox, StageRecords
 from pipeline.tracking.registry import ANSWERS_FILE, MODEL_FOLDER, Registered
 from pipeline.tracking.sender import Sender
-from pipeline.tracking.spool import Spool, count_left_behind, new_spool
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,13 +69,13 @@ class StageRun:
         OSError: in every method, if the home folder cannot be written.
     """
 
-    def __init__(self, spool: Spool, on_record: Callable[[], object]) -> None:
-        self._spool, self._on_record = spool, on_record
+    def __init__(self, records: StageRecords, on_record: Callable[[], object]) -> None:
+        self._records, self._on_record = records, on_record
 
     @property
     def key(self) -> str:
         """The tag ``biotune.key`` of this run in MLflow."""
-        return f"{self._spool.name}/0"
+        return f"{self._records.name}/0"
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log final figures, nested ones under dotted names; what is no number is left out."""
@@ -88,7 +88,7 @@ class StageRun:
     def artifacts(self, files: Iterable[Path], folder: str | None = None) -> None:
         """Upload files as they are now, into a folder of the run."""
         for file in files:
-            self._add("file", {"file": self._spool.keep_file(file), "folder": folder})
+            self._add("file", {"file": self._records.keep_file(file), "folder": folder})
 
     def text(self, name: str, text: str) -> None:
         """Upload a text as a file."""
@@ -122,7 +122,7 @@ class StageRun:
         self._add("end", {"status": status})
 
     def _add(self, kind: str, content: Mapping[str, Any]) -> None:
-        self._spool.append(kind, content)
+        self._records.append(kind, content)
         self._on_record()
 
 
@@ -144,16 +144,16 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
         OSError: if the home folder cannot be written.
     """
     uri = tracking_uri(home)
-    spool = new_spool(home, stage)
-    sender = Sender(spool, uri, home)
-    run = StageRun(spool, sender.notice)
+    outbox = Outbox(home)
+    description = _description(stage, params, fingerprint)
+    records = outbox.begin(stage, destination(uri, home), description)
+    sender = Sender(outbox, records, uri)
+    sender.start()
+    run = StageRun(records, sender.notice)
     patience = PATIENCE["own file" if uri.startswith("sqlite:") else "server"]
     try:
-        there = {"destination": destination(uri, home)}
-        spool.append("start", {**_description(stage, params, fingerprint), **there})
         if os.environ.get(IMAGE_VARIABLE):  # each stage may run in another
-            spool.append("tags", {IMAGE_TAG: os.environ[IMAGE_VARIABLE]})
-        sender.start()
+            run.tags({IMAGE_TAG: os.environ[IMAGE_VARIABLE]})
         yield run
         run.end("FINISHED")
     except BaseException as error:
@@ -166,15 +166,14 @@ def tracked_stage(stage: str, params: Params, fingerprint: str, home: Path) -> I
             run.end("FAILED" if failed else "KILLED")
         raise
     finally:
-        if sender.ident is None:  # not even its start could be written
-            spool.close()
-        else:
+        with suppress(OSError):  # the same
             sender.finish(patience)
-            _say_what_is_left(stage, sender, home)
+            _say_what_is_left(stage, sender, outbox)
+        if not sender.is_alive():
+            outbox.close()
 
 
-def _say_what_is_left(stage: str, sender: Sender, home: Path) -> None:
-    left = count_left_behind(home)
+def _say_what_is_left(stage: str, sender: Sender, outbox: Outbox) -> None:
     if sender.left:
         why = f" ({str(sender.error).partition(chr(10))[0]})" if sender.error else ""
         log.warning(
@@ -183,13 +182,13 @@ def _say_what_is_left(stage: str, sender: Sender, home: Path) -> None:
             sender.left,
             stage,
             why,
-            home / "spool",
+            outbox.folder,
         )
-    elif left:
+    elif left := sum(1 for _ in outbox.left_behind()):
         log.warning(
             "what %d earlier stages tracked is not in MLflow yet: `biotune sync` sends it to %s",
             left,
-            destination(tracking_uri(home), home),
+            destination(tracking_uri(outbox.home), outbox.home),
         )
 
 

@@ -50,10 +50,10 @@ def test_a_flipped_bit_of_the_prepared_images_is_found(
 
 
 @pytest.mark.slow
-def test_flipped_bits_in_the_store_and_the_spool_are_found_and_mended(
+def test_flipped_bits_in_the_store_and_the_outbox_are_found_and_stop_nothing(
     place: Place, reference: Reference, injected: Injected
 ) -> None:
-    row = injected("one flipped bit in the evaluation store, and one in the spool", 2)
+    row = injected("one flipped bit in the evaluation store, and one in the outbox", 2)
     run = place.search("http://127.0.0.1:9")
     assert run.wait() == 0, run.output
     with sqlite3.connect(place.home / "evaluations.sqlite") as database:
@@ -61,18 +61,17 @@ def test_flipped_bits_in_the_store_and_the_spool_are_found_and_mended(
         ((curve,),) = database.execute("SELECT curve FROM curves LIMIT 1").fetchall()
     content = (place.home / "evaluations.sqlite").read_bytes()
     flip(place.home / "evaluations.sqlite", content.index(curve) + len(curve) // 2)
-    (records,) = place.home.glob("spool/*/records.jsonl")
-    second = records.read_bytes().index(b"\n") + 1
-    flip(records, second + 100)
+    outbox = place.home / "outbox/records.sqlite"
+    flip(outbox, outbox.read_bytes().index(b"-search-"))
 
     run = place.search()
     assert run.wait() == 0, run.output
     assert "an entry is damaged (its checksum differs): it is trained again" in run.output
     assert place.results() == reference.results
-    assert "cannot go to MLflow (its checksum differs)" in run.output + place.finish("sync")
-    assert len(list((place.home / "spool-damaged").iterdir())) == 1
+    assert "had not been sent to MLflow was damaged on the disk: it is kept in" in run.output
+    assert len(list(place.home.glob("outbox.damaged-1/records.sqlite"))) == 1
     names = [name for name, *_ in tracked(f"sqlite:///{place.home / 'mlflow.db'}")]
-    assert names.count("search") == 2
+    assert names.count("search") == 1
     row.survived = 2
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.faults.campaign import FULL, Place, Reference, Row, tracked, whole_campaign
 from tests.mlflow_server import all_runs
+from tests.outbox import unsent
 from tests.tiny import write_tiny_params
 
 Injected = Callable[..., Row]
@@ -68,7 +69,7 @@ def _all_closed(place: Place) -> None:
     place.finish("sync")
     status = {name: status for name, status, *_ in tracked(f"sqlite:///{place.home}/mlflow.db")}
     assert "RUNNING" not in status.values()
-    assert not list((place.home / "spool").iterdir())
+    assert not unsent(place.home)
 
 
 @pytest.mark.slow

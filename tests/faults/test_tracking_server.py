@@ -14,6 +14,7 @@ from mlflow.entities import ViewType
 from tests.faults.campaign import Place, Reference, Row, tracked, whole_campaign
 from tests.faults.proxy import BadNetwork, Behaviour
 from tests.mlflow_server import MlflowServer
+from tests.outbox import unsent
 
 Injected = Callable[..., Row]
 
@@ -22,8 +23,8 @@ def assert_all_is_there_once(place: Place, server: MlflowServer, reference: Refe
     place.finish("sync", uri=server.uri)
     assert tracked(server.uri) == reference.tracked
     assert place.results() == reference.results
-    assert not list((place.home / "spool").iterdir())
-    assert not (place.home / "spool-damaged").exists()
+    assert not unsent(place.home)
+    assert not (place.home / "refused.jsonl").exists()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import sync
 from pipeline.params import Params
-from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.mlflow import MlflowStage
+from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.registry import Registered, compare_answers, write_mlflow_model
-from pipeline.tracking.spool import left_behind
+from pipeline.tracking.sender import drain
 from pipeline.tracking.stage_run import tracked_stage, tracking_uri
 from tests.imports import ROOT
 
@@ -171,11 +173,11 @@ def test_what_was_half_registered_is_completed_and_not_made_twice(
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, cut_off_in, cut_off)
-        (spool,) = left_behind(home)
-        delivery = Delivery(spool, tracking_uri(home), home)
-        with pytest.raises(ConnectionError):
-            list(iter(delivery.send_next, False))
-        spool.close()
+        with closing(Outbox(home)) as outbox:
+            (stage,) = outbox.left_behind()
+            take = MlflowStage(stage, tracking_uri(home), home).take
+            with pytest.raises(ConnectionError):
+                list(drain(stage, "mlflow.db of the home", take, lambda _: False))
     sync.run()
     assert len(decisions(client)) == 1
     assert str(client.get_model_version_by_alias("digits", "champion").version) == "1"

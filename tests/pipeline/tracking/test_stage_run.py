@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -17,12 +16,12 @@ from mlflow.entities import Run
 
 from biotune.finetuning.fitness import TrainingTask
 from pipeline import sync
-from pipeline.evolving.loop import SearchResult, evolve
+from pipeline.evolving.loop import SearchResult
 from pipeline.params import Params
 from pipeline.reporting.plots import search_figures
 from pipeline.reporting.rows import evaluation_row, tracked_genome
-from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.mlflow_runs import KEY_TAG, PIPELINE_TAG
+from pipeline.tracking import mlflow as receiving
+from pipeline.tracking.mlflow import KEY_TAG, PIPELINE_TAG
 from pipeline.tracking.stage_run import (
     TrackedRun,
     pipeline_id,
@@ -31,7 +30,8 @@ from pipeline.tracking.stage_run import (
 )
 from tests.imports import ROOT
 from tests.mlflow_server import MlflowServer, all_runs, metric_points
-from tests.pipeline.trainings import BLOCKS, Trainings, curve
+from tests.outbox import unsent
+from tests.pipeline.trainings import Trainings, curve, whole_search
 
 BASE_LR = 0.001
 
@@ -43,13 +43,9 @@ def search(params: Params, home: Path) -> SearchResult:
         return 0.5 + 0.1 * sum(multiplier is None for multiplier in task.plan.values())
 
     with tracked_stage("search", params, "data", home) as tracked:
-        result = evolve(
-            params.search,
-            BLOCKS,
-            Trainings(lambda task: curve(accuracy(task))),
-            lambda one: tracked.child(tracked_genome(one, BASE_LR, total_parameters=100)),
-            lambda _: None,
-        )
+        result = whole_search(params.search, Trainings(lambda task: curve(accuracy(task))))
+        for told in result.evaluated:
+            tracked.child(tracked_genome(told, BASE_LR, total_parameters=100))
         tracked.metrics({"fitness": result.winner.evaluation.fitness})
         tracked.figures(
             lambda: search_figures([evaluation_row(one, 100) for one in result.evaluated])
@@ -94,7 +90,7 @@ def test_a_search_is_in_a_real_server_genome_by_genome(
         update={"search": default_params.search.model_copy(update={"training_seeds": [0, 3]})}
     )
     result = search(params, tmp_path)
-    assert not list((tmp_path / "spool").iterdir()), "all has arrived"
+    assert not unsent(tmp_path), "all has arrived"
     assert not (tmp_path / "mlflow.db").exists()
     keys = [run.data.tags[KEY_TAG] for run in all_runs(server) if KEY_TAG in run.data.tags]
     assert len(set(keys)) == len(keys) == len(result.evaluated) + 1
@@ -180,13 +176,13 @@ def test_a_stage_that_fails_or_is_interrupted_does_not_stay_running(
 def test_nothing_waits_for_mlflow_and_all_arrives_with_the_times_it_happened_at(
     default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, may_answer = Delivery._start, threading.Event()
+    make_database, may_answer = receiving.make_database, threading.Event()
 
-    def slow(*arguments: Any) -> Any:
+    def slow(uri: str) -> None:
         assert may_answer.wait(timeout=60)
-        return start(*arguments)
+        make_database(uri)
 
-    monkeypatch.setattr(Delivery, "_start", slow)
+    monkeypatch.setattr(receiving, "make_database", slow)
     with tracked_stage("search", default_params, "data", tmp_path) as tracked:
         for name in ("first", "second", "third"):
             tracked.child(TrackedRun(name, {}, {"fitness": 0.5}, {}, {}, seconds=2))
@@ -253,16 +249,13 @@ import os, signal, time
 from pathlib import Path
 from pipeline.params import load_params
 from pipeline.tracking.stage_run import TrackedRun, tracked_stage
-from tests.mlflow_server import all_runs
+from tests.outbox import unsent
 home = Path({str(tmp_path)!r})
 with tracked_stage("search", load_params(Path("params.yaml")), "data", home) as tracked:
     tracked.child(TrackedRun("first", {{}}, {{"fitness": 0.5}}, {{}}, {{}}, seconds=2))
-    while not list(home.glob("spool/*/sent.json")):
+    while unsent(home)[0][1]:
         time.sleep(0.1)
-    time.sleep(1)
     tracked.child(TrackedRun("second", {{}}, {{"fitness": 0.5}}, {{}}, {{}}, seconds=2))
-    with next(home.glob("spool/*/records.jsonl")).open("a") as file:
-        file.write("half a li")
     os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT)
@@ -270,7 +263,7 @@ with tracked_stage("search", load_params(Path("params.yaml")), "data", home) as 
     running = [run for run in all_runs(tracking_uri(tmp_path)) if run.info.status == "RUNNING"]
     assert "search" in {run.info.run_name for run in running}
     with tracked_stage("finetune", default_params, "data", tmp_path):
-        wait_until(lambda: len(list((tmp_path / "spool").iterdir())) == 1)
+        wait_until(lambda: len(unsent(tmp_path)) == 1)
     status = {run.info.run_name: run.info.status for run in all_runs(tracking_uri(tmp_path))}
     identity = pipeline_id(default_params, "data")
     assert status == {
@@ -303,8 +296,8 @@ def test_a_pipeline_is_told_from_another_by_params_and_data_but_not_by_the_machi
 
 def test_store_hits_and_repeats_are_tagged_and_take_no_time(default_params: Params) -> None:
     trainings = Trainings(lambda _: curve(0.5))
-    first = evolve(default_params.search, BLOCKS, trainings, lambda _: None, lambda _: None)
-    again = evolve(default_params.search, BLOCKS, trainings, lambda _: None, lambda _: None)
+    first = whole_search(default_params.search, trainings)
+    again = whole_search(default_params.search, trainings)
     fresh = tracked_genome(first.evaluated[0], BASE_LR, 100)
     known = tracked_genome(again.evaluated[0], BASE_LR, 100)
     assert (fresh.tags["biotune.store_hit"], fresh.seconds) == ("false", 0.5)
