@@ -25,6 +25,7 @@ from tests.pipeline.trainings import FakeWorkers, curve, task
 def run_stage(
     monkeypatch: pytest.MonkeyPatch, params: Params, home: Path, outcomes: Sequence[Outcome]
 ) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow may have set
     monkeypatch.setattr(
         "pipeline.workshop.WorkerPool", lambda *_: FakeWorkers(lambda _: list(outcomes))
     )
