@@ -103,7 +103,7 @@ def _with(params: Params, changes: dict[str, Any]) -> Params:
 
 def _run_seed(params: Params, prepared: Path, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
-    found = search.run(
+    result = search.run(
         params,
         prepared=prepared,
         files=search.SearchFiles(
@@ -130,14 +130,14 @@ def _run_seed(params: Params, prepared: Path, folder: Path) -> dict[str, Any]:
     )
     return {
         "search seed": params.search.seed,
-        "winner": found.winner.name,
-        "trained blocks": " ".join(found.winner.plan.trained_blocks),
-        "confirmed validation": 1 - found.winner.evaluation.fitness,
+        "winner": result.winner.name,
+        "trained blocks": " ".join(result.winner.plan.trained_blocks),
+        "confirmed validation": 1 - result.winner.evaluation.fitness,
         "test accuracy": metrics["accuracy"],
         "best recipe": metrics["best_recipe"]["name"],
         "recipe's test accuracy": metrics["best_recipe"]["accuracy"],
-        "epochs": sum(one.epochs for one in found.evaluated)
-        + sum(len(r.curve.validation_score) for c in found.confirmations for r in c.runs),
+        "epochs": sum(candidate.epochs for candidate in result.evaluated)
+        + sum(len(r.curve.validation_score) for c in result.confirmations for r in c.runs),
         "search s": searched - begin,
         "all s": time.perf_counter() - begin,
     }
@@ -146,12 +146,12 @@ def _run_seed(params: Params, prepared: Path, folder: Path) -> dict[str, Any]:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     shown = []
     for variant in dict.fromkeys(row["search"] for row in rows):
-        own = [row for row in rows if row["search"] == variant]
+        group = [row for row in rows if row["search"] == variant]
         mean = {
-            key: np.mean([row[key] for row in own]) if isinstance(value, int | float) else ""
-            for key, value in own[0].items()
+            key: np.mean([row[key] for row in group]) if isinstance(value, int | float) else ""
+            for key, value in group[0].items()
         }
-        shown += [*own, mean | {"search": variant, "search seed": "mean"}]
+        shown += [*group, mean | {"search": variant, "search seed": "mean"}]
     cells = [
         [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in shown
     ]

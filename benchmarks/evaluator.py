@@ -125,15 +125,15 @@ def _run(name: str, plan: FineTunePlan, lever: str, measured: Measured, epochs: 
 def summarise(runs: list[Run], memory: dict[str, float]) -> list[dict[str, Any]]:
     """Each lever's seconds over all plans, and its accuracy against the naive evaluator's."""
     by_lever = {lever: [run for run in runs if run.lever == lever] for lever in LEVERS}
-    cpu = {lever: sum(run.cpu_seconds for run in own) for lever, own in by_lever.items()}
+    cpu = {lever: sum(run.cpu_seconds for run in group) for lever, group in by_lever.items()}
     names = list(LEVERS)
     rows: list[dict[str, Any]] = []
     for position, lever in enumerate(names):
         pairs = zip(by_lever[lever], by_lever["naive"], strict=True)
         differences = [
-            own.accuracy - other.accuracy
-            for own, other in pairs
-            if own.accuracy is not None and other.accuracy is not None
+            run.accuracy - naive.accuracy
+            for run, naive in pairs
+            if run.accuracy is not None and naive.accuracy is not None
         ]
         rows.append(
             {
@@ -232,7 +232,7 @@ def main(
         setup = Setup(Path(work), backbone, weights, image_size, compute, feature_cache_mb * 10**6)
         write_image_files(prepare_digits(setup.prepared, image_size, images), setup.files)
         measured = {name: compare(name, plans, setup, settings) for name, plans in sets.items()}
-    summary = {name: summarise(*found) for name, found in measured.items()}
+    summary = {name: summarise(*comparison) for name, comparison in measured.items()}
     machine = describe_machine()
     options = options_of_command() | {"precision": compute.precision}
     click.echo(f"{one_line(machine)}\n{one_line(options)}")

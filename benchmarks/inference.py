@@ -165,7 +165,7 @@ def ask(port: int, files: Sequence[bytes], clients: int, seconds: float) -> Serv
 
     with ThreadPoolExecutor(clients) as threads:
         begin = time.perf_counter()
-        taken = [one for each in threads.map(client, range(clients)) for one in each]
+        taken = [latency for each in threads.map(client, range(clients)) for latency in each]
         return Served(taken, len(taken) / (time.perf_counter() - begin))
 
 
@@ -174,22 +174,22 @@ Contenders = dict[str, tuple[Loader, Path]]
 
 def contenders(artifacts: Path) -> Contenders:
     """What there is to measure. An int8 model is only there if it was accurate enough."""
-    known: Contenders = {
+    ways: Contenders = {
         "torch eager": (torch_eager, artifacts / "model" / "model.safetensors"),
         "ONNX fp32": (onnx_runtime, artifacts / "deploy" / "model.onnx"),
     }
-    for _, file in known.values():
+    for _, file in ways.values():
         if not file.is_file():
             raise click.ClickException(f"there is no {file}: make run")
     int8 = artifacts / "deploy" / "model.int8.onnx"
     if int8.is_file():
-        return known | {"ONNX int8": (onnx_runtime, int8)}
+        return ways | {"ONNX int8": (onnx_runtime, int8)}
     click.echo(f"ONNX int8 is left out: there is no {int8}")
-    return known
+    return ways
 
 
 def measure_calls(
-    known: Contenders, images: NDArray[np.uint8], threads: int, rounds: int
+    ways: Contenders, images: NDArray[np.uint8], threads: int, rounds: int
 ) -> dict[str, list[Timing]]:
     """Every contender's turns, one after the other in each round."""
     spawn = multiprocessing.get_context("spawn")
@@ -198,7 +198,7 @@ def measure_calls(
             name: stack.enter_context(
                 ProcessPoolExecutor(1, spawn, _Measured.load, (loader, file, threads))
             )
-            for name, (loader, file) in known.items()
+            for name, (loader, file) in ways.items()
         }
         turns: dict[str, list[Timing]] = {name: [] for name in processes}
         for _ in range(rounds):
@@ -208,10 +208,10 @@ def measure_calls(
 
 
 def measure_servers(
-    known: Contenders, files: Sequence[bytes], threads: int, rounds: int, seconds: float
+    ways: Contenders, files: Sequence[bytes], threads: int, rounds: int, seconds: float
 ) -> tuple[dict[str, dict[int, list[Served]]], dict[str, float]]:
     """Turns of a server of each ONNX model, by number of clients; and its MiB at the end."""
-    models = {n: f for n, (loader, f) in known.items() if loader is onnx_runtime}
+    models = {n: f for n, (loader, f) in ways.items() if loader is onnx_runtime}
     with ExitStack() as stack:
         servers = {n: stack.enter_context(serving(file, threads)) for n, file in models.items()}
         turns: dict[str, dict[int, list[Served]]] = {n: {c: [] for c in CLIENTS} for n in servers}
@@ -226,7 +226,7 @@ def measure_servers(
 
 
 def as_png(image: NDArray[np.uint8]) -> bytes:
-    """An image file."""
+    """An image as the content of a PNG file."""
     file = BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
@@ -236,7 +236,7 @@ def call_rows(turns: dict[str, list[Timing]]) -> list[dict[str, Any]]:
     """Figures of each contender over all its turns."""
     rows = []
     for name, each in turns.items():
-        latencies = [one for turn in each for one in turn.milliseconds]
+        latencies = [latency for turn in each for latency in turn.milliseconds]
         rows.append(
             {
                 "way": name,
@@ -256,7 +256,7 @@ def server_rows(
     rows = []
     for name, by_clients in turns.items():
         for clients, each in by_clients.items():
-            latencies = [one for turn in each for one in turn.milliseconds]
+            latencies = [latency for turn in each for latency in turn.milliseconds]
             rows.append(
                 {
                     "served": f"{name}, {clients} client{'s' if clients > 1 else ''}",
@@ -300,9 +300,9 @@ def main(
     images = np.asarray(prepared.images[prepared.indices("test")[: 4 * BATCH]])
     if len(images) < BATCH:
         raise click.ClickException(f"there are {len(images)} test images, {BATCH} are needed")
-    known = contenders(artifacts)
-    calls = call_rows(measure_calls(known, images, threads, rounds))
-    turns, memory = measure_servers(known, list(map(as_png, images)), threads, rounds, seconds)
+    ways = contenders(artifacts)
+    calls = call_rows(measure_calls(ways, images, threads, rounds))
+    turns, memory = measure_servers(ways, list(map(as_png, images)), threads, rounds, seconds)
     served = server_rows(turns, memory)
     machine, options = describe_machine(), options_of_command()
     del machine["threads"]  # of this process, which measures nothing

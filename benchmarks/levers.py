@@ -61,7 +61,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run.
+    """One training run, measured.
 
     Attributes:
         accuracies: validation score after each epoch.
@@ -197,11 +197,11 @@ class LeverProcess:
         )
 
     def train(self, plan: FineTunePlan, settings: TrainingSettings, seed: int) -> Future[Measured]:
-        """Train a plan there."""
+        """Train a plan in the lever's process."""
         return self._pool.submit(_train, plan, settings, seed)
 
     def peak_memory(self) -> float:
-        """MiB that its evaluator has held at most, beside the libraries; of a GPU's, on one."""
+        """MiB that the evaluator has held at most, beside the libraries; of a GPU's, on one."""
         return self._pool.submit(_peak_memory).result()
 
     def __enter__(self) -> Self:

@@ -243,19 +243,19 @@ def plan_trials(functions: Sequence[str], seeds: int, reference_seeds: int) -> l
 def summarise(trials: list[Trial], seeds: int) -> list[dict[str, object]]:
     """Median true value and shares of won seeds, of every method that ran on the first seeds."""
     values: dict[tuple[str, str, str], list[float]] = {}
-    for one in trials:
-        values.setdefault((one.setting, one.function, one.method), []).append(one.value)
+    for trial in trials:
+        values.setdefault((trial.setting, trial.function, trial.method), []).append(trial.value)
     rows: list[dict[str, object]] = []
     for (setting, function, method), all_values in values.items():
-        own = np.array(all_values[:seeds])
-        if own.size < seeds:
+        achieved = np.array(all_values[:seeds])
+        if achieved.size < seeds:
             continue
         row: dict[str, object] = {"setting": setting, "function": function, "method": method}
-        row["median"] = float(np.median(own))
+        row["median"] = float(np.median(achieved))
         for rival in ("random search", "BioTune"):
             theirs = np.array(values[setting, function, rival][:seeds])
-            row[f"won against {rival}"] = float(np.mean(own < theirs))
-            row[f"lost against {rival}"] = float(np.mean(own > theirs))
+            row[f"won against {rival}"] = float(np.mean(achieved < theirs))
+            row[f"lost against {rival}"] = float(np.mean(achieved > theirs))
         rows.append(row)
     return rows
 

@@ -49,7 +49,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def plain_loop(folder: Path, out: Path, size: int) -> None:
-    """What people ordinarily write."""
+    """Prepare images by the loop that people ordinarily write."""
     images = []
     for file in sorted(folder.rglob("*.jpg")):
         with Image.open(file) as image:
@@ -59,7 +59,7 @@ def plain_loop(folder: Path, out: Path, size: int) -> None:
 
 
 def biotune(folder: Path, out: Path, size: int) -> None:
-    """Ours."""
+    """Prepare images by BioTune."""
     prepare_images(
         ImageFolderSource(folder, "white"),
         out,
@@ -71,7 +71,7 @@ def biotune(folder: Path, out: Path, size: int) -> None:
 
 
 def measured(call: Callable[[Path, Path, int], None], *arguments: Any) -> dict[str, float]:
-    """Seconds; how many MiB the process came to hold more; the largest that it started, in MiB."""
+    """A call's seconds; MiB that the process came to hold more; MiB of the largest it started."""
 
     def peak(who: int) -> float:
         return resource.getrusage(who).ru_maxrss / 1024
@@ -111,7 +111,7 @@ def main(images: int, image_size: int, rounds: int, json_file: Path | None) -> N
                         future = own_process.submit(measured, call, folder, out, image_size)
                         runs[name].append(future.result())
             for name, each in runs.items():
-                median = {key: float(np.median([one[key] for one in each])) for key in each[0]}
+                median = {key: float(np.median([run[key] for run in each])) for key in each[0]}
                 rate = count / median["seconds"]
                 rows.append({"images": count, "way": name, "images a second": rate, **median})
     click.echo(f"Machine: {one_line(describe_machine())}\n")

@@ -83,7 +83,7 @@ def check_device(context: click.Context, parameter: click.Parameter, device: str
 
 
 def one_line(figures: Mapping[str, object]) -> str:
-    """Such as the machine, or a command's options."""
+    """Figures on one line, such as the machine, or a command's options."""
     return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in figures.items())
 
 

@@ -99,7 +99,7 @@ def start_worker(params: Params, prepared: Path) -> None:
 class Search:
     """A search that was run, with what it cost."""
 
-    found: loop.SearchResult
+    result: loop.SearchResult
     runs: TimedRuns
     needed: dict[int, float]
     row: dict[str, Any]
@@ -109,15 +109,15 @@ def run_seed(seed: int) -> list[dict[str, Any]]:
     """The same search in both modes, and afterwards what each is worth."""
     modes = list(MODES) if seed % 2 == 0 else list(reversed(MODES))
     searches = [run_search(seed, mode) for mode in modes]
-    known = {task: curve for one in searches for task, curve in one.runs.complete.items()}
+    complete = {task: curve for search in searches for task, curve in search.runs.complete.items()}
     return [
         {
-            **one.row,
-            "test": tested(one.found.winner.plan),
-            "test of best recipe": tested(one.found.best_recipe.plan),
-            **stopped_elites(one.found, one.needed, known),
+            **search.row,
+            "test": tested(search.result.winner.plan),
+            "test of best recipe": tested(search.result.best_recipe.plan),
+            **stopped_elites(search.result, search.needed, complete),
         }
-        for one in searches
+        for search in searches
     ]
 
 
@@ -139,22 +139,22 @@ def run_search(seed: int, mode: str) -> Search:
         evaluated = list(loop.evolve(optimizer, section, runs))
     evolution = runs.spent()
     confirmed = list(confirm(contenders(optimizer, section, blocks), section, runs))
-    found = loop.search_result(evaluated, confirmed)
+    result = loop.search_result(evaluated, confirmed)
     row = {
         "seed": seed,
         "mode": mode,
         **runs.spent(),
         **{f"evolution {name}": value for name, value in evolution.items()},
         "seconds": time.perf_counter() - begin,
-        "winner": found.winner.name,
-        "plan": str(found.winner.plan),
-        "confirmed": 1 - found.winner.evaluation.fitness,
+        "winner": result.winner.name,
+        "plan": str(result.winner.plan),
+        "confirmed": 1 - result.winner.evaluation.fitness,
     }
-    return Search(found, runs, needed, row)
+    return Search(result, runs, needed, row)
 
 
 def tested(plan: FineTunePlan) -> float:
-    """Its held-out accuracy, measured once in each process."""
+    """A plan's held-out accuracy, measured once in each process."""
     if plan not in _tested:
         settings = training_settings(_params.search)
         _tested[plan] = held_out_accuracy(plan, _trainer, settings)
@@ -162,48 +162,48 @@ def tested(plan: FineTunePlan) -> float:
 
 
 def stopped_elites(
-    found: loop.SearchResult,
+    result: loop.SearchResult,
     needed: dict[int, float],
-    known: dict[TrainingTask, LearningCurve],
+    complete: dict[TrainingTask, LearningCurve],
 ) -> dict[str, int]:
     """How many candidates were stopped, and how many of those would have become an elite; and how
     many did, of all that had an elite to beat.
 
     Args:
-        found: a search's result.
+        result: a search's result.
         needed: candidate id → fitness that it had to beat; none for the first generation, where
             the elites were still to be found.
-        known: whole runs, which need no training; what is missing is added.
+        complete: whole runs, which need no training; what is missing is added.
     """
-    stopped = [one for one in found.evaluated if _outcome(one) == "stopped"]
+    stopped = [evaluated for evaluated in result.evaluated if _outcome(evaluated) == "stopped"]
     wrongly = 0
-    for one in stopped:
+    for evaluated in stopped:
         curves = []
         for seed in _params.search.training_seeds:
             settings = training_settings(_params.search)
-            task = TrainingTask(one.candidate.plan, seed, settings)
-            if task not in known:
-                known[task] = _trainer.train(task).curve
-            curves.append(known[task])
-        to_beat = needed.get(one.candidate.id, _first_elites(found))
+            task = TrainingTask(evaluated.candidate.plan, seed, settings)
+            if task not in complete:
+                complete[task] = _trainer.train(task).curve
+            curves.append(complete[task])
+        to_beat = needed.get(evaluated.candidate.id, _first_elites(result))
         wrongly += evaluate(curves).fitness < to_beat
-    finished = [one.candidate for one in found.evaluated if one.candidate.finished]
+    finished = [c.candidate for c in result.evaluated if c.candidate.finished]
     return {
-        "candidates": len(found.evaluated),
+        "candidates": len(result.evaluated),
         "stopped": len(stopped),
         "stopped elites": wrongly,
-        "later elites": sum(one.fitness < needed.get(one.id, 0.0) for one in finished),
+        "later elites": sum(c.fitness < needed.get(c.id, 0.0) for c in finished),
     }
 
 
-def _first_elites(found: loop.SearchResult) -> float:
+def _first_elites(result: loop.SearchResult) -> float:
     """Fitness of the worst elite of the first generation."""
-    first = [one.candidate for one in found.evaluated if one.candidate.generation == 0]
-    return sorted(one.fitness for one in first if one.finished)[_params.search.elites - 1]
+    first = [c.candidate for c in result.evaluated if c.candidate.generation == 0]
+    return sorted(c.fitness for c in first if c.finished)[_params.search.elites - 1]
 
 
-def _outcome(one: loop.EvaluatedCandidate) -> str:
-    return one.candidate.evaluation.outcome if one.candidate.evaluation else "finished"
+def _outcome(evaluated: loop.EvaluatedCandidate) -> str:
+    return evaluated.candidate.evaluation.outcome if evaluated.candidate.evaluation else "finished"
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -302,8 +302,8 @@ def main(
         prepare_digits(prepared, image_size, 300)
     rows: list[dict[str, Any]] = []
     if json_file is not None and json_file.exists():
-        known = json.loads(json_file.read_text())["searches"]
-        rows = [row for row in known if row["seed"] < seeds]
+        stored = json.loads(json_file.read_text())["searches"]
+        rows = [row for row in stored if row["seed"] < seeds]
     missing = sorted(set(range(seeds)) - {row["seed"] for row in rows})
     with ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)

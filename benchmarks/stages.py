@@ -34,7 +34,7 @@ _SHOWN_OF_A_FAILURE = 2000
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage, or of all.
+    """What one stage costs, or all of them.
 
     Attributes:
         wall: seconds that it took.
@@ -125,24 +125,24 @@ def main(
             _copy(checkout, folder / str(index), parsed, artifacts)
             for index, checkout in enumerate(checkouts)
         ]
-        found: dict[str, dict[str, Cost]] = {copy.name: {} for copy in copies}
-        if len(found) < len(copies):
-            raise click.UsageError(f"the checkouts are the same: {', '.join(found)}")
+        measured: dict[str, dict[str, Cost]] = {copy.name: {} for copy in copies}
+        if len(measured) < len(copies):
+            raise click.UsageError(f"the checkouts are the same: {', '.join(measured)}")
         for copy in copies:
             if (copy.folder / "stages" / "inputs.py").is_file():  # a second; others depend on it
                 _run(copy, "inputs")
         for stage in (stage for stage in STAGES if stage in stages):
             for copy in copies:
-                cost = found[copy.name][stage] = _run(copy, stage)
+                cost = measured[copy.name][stage] = _run(copy, stage)
                 said = f"{copy.name}, {stage}: {cost.wall:.1f} s, {cost.cpu:.1f} CPU s"
                 click.echo(said, err=True)
-    for costs in found.values():
+    for costs in measured.values():
         costs["all"] = Cost(*(sum(getattr(c, n) for c in costs.values()) for n in ("wall", "cpu")))
     machine = describe_machine()
     click.echo(f"Machine: {one_line(machine)}\n")
-    click.echo(_table(found))
+    click.echo(_table(measured))
     if json_file is not None:
-        seconds = {name: {s: vars(c) for s, c in costs.items()} for name, costs in found.items()}
+        seconds = {name: {s: vars(c) for s, c in costs.items()} for name, costs in measured.items()}
         content = {"machine": machine, "set": list(changes), "seconds": seconds}
         json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -219,15 +219,15 @@ def _run(copy: Copy, stage: str) -> Cost:
     return Cost(wall, used.ru_utime + used.ru_stime)
 
 
-def _table(found: Mapping[str, Mapping[str, Cost]]) -> str:
+def _table(measured: Mapping[str, Mapping[str, Cost]]) -> str:
     """A row a stage; the last column says how many times less the last checkout needs."""
-    names = list(found)
+    names = list(measured)
     columns = ["stage", *(f"{kind}, {name}" for kind in ("s", "CPU s") for name in names)]
     if len(names) > 1:
         columns.append("CPU s, first : last")
     rows = []
-    for stage in found[names[0]]:
-        costs = [found[name][stage] for name in names]
+    for stage in measured[names[0]]:
+        costs = [measured[name][stage] for name in names]
         cells = [f"{c.wall:.1f}" for c in costs] + [f"{c.cpu:.1f}" for c in costs]
         if len(names) > 1:
             cells.append(f"{costs[0].cpu / costs[-1].cpu:.2f}")

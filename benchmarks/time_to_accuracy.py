@@ -48,16 +48,16 @@ class Held:
 def searches(home: Path) -> list[tuple[str, list[Held]]]:
     """Every finished search of a home: when it began, and what it held from when on."""
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     stages = client.search_runs(experiments, "tags.`biotune.stage` = 'search'")
-    found = []
+    finished = []
     for stage in sorted(stages, key=lambda run: run.info.start_time):
         if stage.info.status == "FINISHED":
             children = client.search_runs(
                 experiments, f"tags.`mlflow.parentRunId` = '{stage.info.run_id}'", max_results=5000
             )
-            found.append((stage.info.run_id, _held(stage, children)))
-    return found
+            finished.append((stage.info.run_id, _held(stage, children)))
+    return finished
 
 
 def _held(stage: Run, children: list[Run]) -> list[Held]:
@@ -103,18 +103,18 @@ def main(
     compute = resolve_compute(params.runtime, params.model.backbone)
     trainer = Trainer(prepared, params.model.backbone, params.model.weights, compute, CACHE_BYTES)
     settings = training_settings(params.search)
-    known: dict[FineTunePlan, float] = {}
+    accuracies: dict[FineTunePlan, float] = {}
     rows: list[dict[str, Any]] = []
-    found = [(home, run, held) for home in homes for run, held in searches(home)]
-    for home, run, held in tqdm(found, unit="search"):
-        for one in held:
-            if one.plan not in known:
+    finished = [(home, run, held) for home in homes for run, held in searches(home)]
+    for home, run, held in tqdm(finished, unit="search"):
+        for best in held:
+            if best.plan not in accuracies:
                 # MLflow keeps no order of the blocks.
-                plan = FineTunePlan({block: one.plan[block] for block in trainer.backbone.blocks})
-                known[one.plan] = held_out_accuracy(plan, trainer, settings)
-            row = {"home": str(home), "search": run[:8], "seconds": round(one.seconds)}
-            rows.append({**row, "fitness": one.fitness, "test accuracy": known[one.plan]})
-            if known[one.plan] >= accuracy:
+                plan = FineTunePlan({block: best.plan[block] for block in trainer.backbone.blocks})
+                accuracies[best.plan] = held_out_accuracy(plan, trainer, settings)
+            row = {"home": str(home), "search": run[:8], "seconds": round(best.seconds)}
+            rows.append({**row, "fitness": best.fitness, "test accuracy": accuracies[best.plan]})
+            if accuracies[best.plan] >= accuracy:
                 break
     cells = [
         [f"{v:.4f}" if name in ("fitness", "test accuracy") else str(v) for name, v in row.items()]

@@ -41,7 +41,7 @@ class NoTracking:
 
 @contextmanager
 def no_tracking(*_: object) -> Iterator[Any]:
-    """Instead of :func:`pipeline.tracking.stage_run.tracked_stage`."""
+    """What stands in for :func:`pipeline.tracking.stage_run.tracked_stage`."""
     yield NoTracking()
 
 
@@ -56,13 +56,13 @@ class Measured:
         sender: Any = Sender
         run, finish = sender.run, sender.finish
 
-        def timed_run(own: object) -> None:
-            run(own)
+        def timed_run(thread: object) -> None:
+            run(thread)
             self.cpu_seconds = time.thread_time()
 
-        def timed_finish(own: object, patience: float) -> None:
+        def timed_finish(thread: object, patience: float) -> None:
             begin = time.perf_counter()
-            finish(own, patience)
+            finish(thread, patience)
             self.last_wait = time.perf_counter() - begin
 
         sender.run, sender.finish = timed_run, timed_finish
@@ -79,10 +79,10 @@ def timed_search(params: Params, prepared: Path, folder: Path, mode: str) -> dic
     names = ("best.json", "all.csv", "confirmed.csv", "metrics.json")
     begin = time.perf_counter()
     files = search.SearchFiles(*(folder / name for name in names))
-    found = search.run(params, prepared=prepared, files=files)
+    result = search.run(params, prepared=prepared, files=files)
     return {
         "tracking": mode,
-        "candidates": len(found.evaluated),
+        "candidates": len(result.evaluated),
         "search seconds": time.perf_counter() - begin,
         "sending, CPU seconds": measured.cpu_seconds,
         "last wait, seconds": measured.last_wait,
@@ -97,7 +97,7 @@ def sent_later(home: Path) -> int:
     os.environ["MLFLOW_TRACKING_URI"] = ""
     sync.run()
     client = MlflowClient(stage_run.tracking_uri(home))
-    everywhere = [one.experiment_id for one in client.search_experiments()]
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     return len(client.search_runs(everywhere, "tags.`biotune.kind` = 'genome'", max_results=5000))
 
 
@@ -105,12 +105,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the rounds of what was measured, and of ratios within each round."""
 
     def seconds(mode: str, name: str) -> list[float]:
-        return [one[name] for one in runs if one["tracking"] == mode]  # in the rounds' order
+        return [run[name] for run in runs if run["tracking"] == mode]  # in the rounds' order
 
     def share(name: str, mode: str) -> float:
-        """Of an untracked search's wall time in the same round."""
+        """Share of an untracked search's wall time in the same round."""
         pairs = zip(seconds(mode, name), seconds("off", "search seconds"), strict=True)
-        return float(np.median([one / without for one, without in pairs]))
+        return float(np.median([spent / without for spent, without in pairs]))
 
     figures = {"wall, off": float(np.median(seconds("off", "search seconds")))}
     for mode in MODES[1:]:

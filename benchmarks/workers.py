@@ -42,7 +42,7 @@ def tasks(params: Params, count: int) -> list[TrainingTask]:
     blocks = list(block_sizes(params.model.backbone, 10))
     settings = TrainingSettings(2, 2, params.search.batch_size, params.search.base_lr)
     genomes = [Genome.random_viable(rng, len(blocks)) for _ in range(count)]
-    return [TrainingTask(decode(one, blocks), 0, settings) for one in genomes]
+    return [TrainingTask(decode(genome, blocks), 0, settings) for genome in genomes]
 
 
 def in_process(trainer: Trainer, threads: int, planned: list[TrainingTask]) -> float:
@@ -111,17 +111,17 @@ def timed_search(params: Params, prepared: Path, workers: int, folder: Path) -> 
 
 
 def compare_searches(params: Params, prepared: Path, work: Path) -> list[dict[str, Any]]:
-    """One worker, then one per core."""
+    """Compare a search by one worker with one by a worker per core."""
     counts = (1, resolve_workers("auto", "cpu"))
     runs = [timed_search(params, prepared, count, work / f"workers{count}") for count in counts]
     return [
         {
-            "workers": one["workers"],
-            "seconds": one["seconds"],
-            "times as fast": runs[0]["seconds"] / one["seconds"],
-            "same files": one["files"] == runs[0]["files"],
+            "workers": run["workers"],
+            "seconds": run["seconds"],
+            "times as fast": runs[0]["seconds"] / run["seconds"],
+            "same files": run["files"] == runs[0]["files"],
         }
-        for one in runs
+        for run in runs
     ]
 
 

@@ -129,17 +129,17 @@ def _new_scratch(path: Path) -> tuple[Path, int]:
         _OWN.discard(folder.name)
 
 
-def _remove_leftovers(path: Path, own: Path) -> bool:
-    """Remove what the dead have left; whether a living process is writing the same."""
+def _remove_leftovers(path: Path, scratch: Path) -> bool:
+    """Remove what dead processes have left; whether a living process is writing the same."""
     living = False
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 32}.partial"):
-        if left.name != own.name:
+        if left.name != scratch.name:
             living = left.name in _OWN or _is_alive(left) or living
     return living
 
 
 def _is_alive(left: Path) -> bool:
-    """Whether its process is; if not, the folder is removed, unless that cannot be known."""
+    """Whether a folder's process lives; if not, it is removed, unless that cannot be known."""
     try:
         lock = os.open(left / _LOCK, os.O_RDWR)
     except FileNotFoundError:  # just being made, or all but removed
@@ -158,7 +158,7 @@ def _is_alive(left: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """The lock last: a folder without one is empty."""
+    """Remove a folder, its lock last: a folder without one is empty."""
     with suppress(OSError):
         for inside in folder.iterdir():
             if inside.is_dir() and not inside.is_symlink():

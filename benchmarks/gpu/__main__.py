@@ -72,13 +72,13 @@ def check(
         heading: what the JSON says beside the sections.
         json_file: has a key for every section from the first one on.
     """
-    found: dict[str, dict[str, Any]] = {name: {"status": "not run"} for name in sections}
+    reports: dict[str, dict[str, Any]] = {name: {"status": "not run"} for name in sections}
     for name, report in run_sections(sections, setting):
-        found[name] = asdict(report)
+        reports[name] = asdict(report)
         click.echo(f"\n{as_markdown(name, report)}")
         # Now, not at the end: what is paid for is kept whatever becomes of the rest.
-        _write(json_file, {**heading, "sections": found})
-    return all(report["status"] == "passed" for report in found.values())
+        _write(json_file, {**heading, "sections": reports})
+    return all(report["status"] == "passed" for report in reports.values())
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

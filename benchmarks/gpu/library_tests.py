@@ -69,7 +69,7 @@ def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def run(setting: Setting, root: Path = ROOT) -> Findings:
-    """Run them. On a CPU they are all skipped, which is told."""
+    """Run the library's GPU tests. On a CPU they are all skipped, which is told."""
     outcomes = Outcomes()
     arguments = ["-c", CONFIGURATION, "--rootdir", root, "-m", "gpu", *test_files(root)]
     code = pytest.main([str(argument) for argument in arguments], plugins=[outcomes])

@@ -78,9 +78,9 @@ def _uncompiled(setting: Setting, network: Network) -> list[Row]:
     return rows
 
 
-def _figures(own: list[float], reference: list[float]) -> dict[str, float]:
-    ratios = [before / after for before, after in zip(reference, own, strict=True)]
-    return {"ms a step": statistics.median(own), "× fp32": statistics.median(ratios)}
+def _figures(milliseconds: list[float], reference: list[float]) -> dict[str, float]:
+    ratios = [before / after for before, after in zip(reference, milliseconds, strict=True)]
+    return {"ms a step": statistics.median(milliseconds), "× fp32": statistics.median(ratios)}
 
 
 class _Compiling:

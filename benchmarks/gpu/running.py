@@ -61,7 +61,7 @@ class Report:
 
 
 def run_sections(sections: Mapping[str, Section], setting: Setting) -> Iterator[tuple[str, Report]]:
-    """Run one after another, whatever becomes of those before it; its name and report.
+    """Run sections in turn, whatever becomes of those before; each one's name and report.
 
     Args:
         sections: name → section.

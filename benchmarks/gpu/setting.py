@@ -158,7 +158,7 @@ class Setting:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Those that the device computes in."""
+        """The precisions that the device computes in."""
         return ("fp32", "tf32", "bf16") if self.on_gpu else ("fp32", "bf16")
 
     def compute(self, precision: Precision, *, compiled: bool = False) -> Compute:

@@ -35,7 +35,7 @@ class Command(click.Command):
         return (ValueError, OSError)
 
     def before(self, ctx: click.Context) -> None:
-        """What is done first; its errors are the command's."""
+        """Called before the command runs; its errors are the command's."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

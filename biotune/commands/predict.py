@@ -80,9 +80,9 @@ def main(
     counts = {"classified": 0, "unusable": 0}
 
     def counted(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-        for one in predictions:
-            counts["unusable" if one.error else "classified"] += 1
-            yield one
+        for prediction in predictions:
+            counts["unusable" if prediction.error else "classified"] += 1
+            yield prediction
 
     answers = predictor.predict(images, batch_size)
     with click.progressbar(
@@ -109,23 +109,23 @@ def _csv(predictions: Iterable[Prediction], top_k: int) -> None:
     columns = _columns(top_k)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
-    for one in predictions:
-        ranked = [f"{p:.6f}" if i else name for name, p in one.ranked[:top_k] for i in (0, 1)]
+    for prediction in predictions:
+        ranked = [f"{p:.6f}" if i else n for n, p in prediction.ranked[:top_k] for i in (0, 1)]
         empty = [""] * (len(columns) - 2 - len(ranked))
-        writer.writerow([one.source, *ranked, *empty, one.error])
+        writer.writerow([prediction.source, *ranked, *empty, prediction.error])
 
 
 def _json(predictions: Iterable[Prediction], top_k: int) -> None:
     rows = []
-    for one in predictions:
+    for prediction in predictions:
         # JSON is text: of a name that is not, the bytes are shown.
-        path = one.source.encode("utf-8", "backslashreplace").decode()
+        path = prediction.source.encode("utf-8", "backslashreplace").decode()
         row: dict[str, object] = {"path": path}
-        if one.error:
-            row["error"] = one.error
+        if prediction.error:
+            row["error"] = prediction.error
         else:
-            (row["label"], row["probability"]), *_ = one.ranked
-            row["classes"] = [{"label": n, "probability": p} for n, p in one.ranked[:top_k]]
+            (row["label"], row["probability"]), *_ = prediction.ranked
+            row["classes"] = [{"label": n, "probability": p} for n, p in prediction.ranked[:top_k]]
         rows.append(row)
     click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
 
@@ -133,10 +133,11 @@ def _json(predictions: Iterable[Prediction], top_k: int) -> None:
 def _table(predictions: Iterable[Prediction], top_k: int) -> None:
     rows = [
         (
-            one.source.replace("\n", "\\n"),
-            one.error or "   ".join(f"{name} {100 * p:.1f} %" for name, p in one.ranked[:top_k]),
+            prediction.source.replace("\n", "\\n"),
+            prediction.error
+            or "   ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.ranked[:top_k]),
         )
-        for one in predictions
+        for prediction in predictions
     ]
     width = max((len(path) for path, _ in rows), default=0)
     for path, said in rows:

@@ -57,7 +57,7 @@ def decode(file: Path, background: str) -> NDArray[np.uint8]:
 def decode_bytes(
     content: bytes, background: str, max_pixels: int | None = None
 ) -> NDArray[np.uint8]:
-    """The same of a file's content.
+    """The content of an image file as a viewer shows it.
 
     Args:
         content: of a file.

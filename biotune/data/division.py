@@ -44,7 +44,7 @@ class Division:
             raise ValueError(f"resampled splits have no folds, got {self.folds}")
 
     def indices(self, images: PreparedImages) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of the images to train on, and of those to validate on; two arrays of shape [n].
+        """Indices of the images to train on, and of those to validate on; two arrays of shape [n].
 
         Raises:
             ValueError: if a class has too few images for so many folds.

@@ -129,9 +129,9 @@ class PreparedImages:
             prepared = cls(
                 folder=folder,
                 images=images,
-                labels=np.array([index_of[one.label] for one in samples], dtype=np.int64),
-                splits=np.array([one.split for one in samples], dtype="<U10"),
-                paths=[one.path for one in samples],
+                labels=np.array([index_of[sample.label] for sample in samples], dtype=np.int64),
+                splits=np.array([sample.split for sample in samples], dtype="<U10"),
+                paths=[sample.path for sample in samples],
                 classes=tuple(dataset["classes"]),
                 image_size=dataset["image_size"],
                 source=dataset["source"],

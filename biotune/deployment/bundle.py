@@ -36,7 +36,7 @@ COARSE_TOLERANCE: Final = 0.1
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check of an exported model.
 
     Attributes:
         name: what.

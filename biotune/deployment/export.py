@@ -128,7 +128,7 @@ def _input_recipe(card: ModelCard, background: str) -> dict[str, Any]:
 
 
 def _strip_debug_metadata(model: onnx.ModelProto) -> None:
-    """The exporter notes source paths of this machine and stack traces in most nodes."""
+    """Remove what the exporter notes in most nodes: this machine's paths, and stack traces."""
     graphs: Iterable[onnx.GraphProto | onnx.FunctionProto] = (model.graph, *model.functions)
     for graph in graphs:
         del graph.metadata_props[:]

@@ -26,32 +26,32 @@ def find_images(paths: tuple[str, ...], stdin: BinaryIO) -> list[Path | tuple[st
     Raises:
         ValueError: naming a folder or glob in which there is no image.
     """
-    found: list[Path | tuple[str, bytes]] = []
+    images: list[Path | tuple[str, bytes]] = []
     for path in paths:
         if path == "-":
-            found.append(("-", stdin.read()))
+            images.append(("-", stdin.read()))
         elif os.path.isdir(path):  # noqa: PTH112 - which never raises, whatever the name
-            found += _images_below(Path(path))
+            images += _images_below(Path(path))
         elif has_magic(path) and not os.path.lexists(path):
-            matched = [Path(one) for one in sorted(glob(path, recursive=True))]  # noqa: PTH207
-            files = [one for one in matched if not one.is_dir()]
+            matched = [Path(name) for name in sorted(glob(path, recursive=True))]  # noqa: PTH207
+            files = [file for file in matched if not file.is_dir()]
             if not files:
                 raise ValueError(f"nothing matches {path!r}")
-            found += files
+            images += files
         else:
-            found.append(Path(path))
-    return found
+            images.append(Path(path))
+    return images
 
 
 def _images_below(folder: Path) -> list[Path]:
     endings = readable_endings()
-    found = [
+    images = [
         file
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in endings
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    if not found:
+    if not images:
         raise ValueError(f"there is no image in the folder {folder}")
-    return found
+    return images

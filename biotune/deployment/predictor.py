@@ -117,7 +117,7 @@ class Predictor:
                     f"{list(image.shape)}"
                 )
             groups[image.shape].append(index)
-        found = np.empty((len(images), len(self.classes)), dtype=np.float32)
+        rows = np.empty((len(images), len(self.classes)), dtype=np.float32)
         for (height, width, _), indices in groups.items():
             cost = self.cost(height, width)
             options = self._forgetting if cost > _MANY_PIXELS else None
@@ -125,8 +125,8 @@ class Predictor:
             for begin in range(0, len(indices), most):
                 part = indices[begin : begin + most]
                 batch = np.stack([images[index] for index in part])
-                (found[part],) = self._session.run(["probabilities"], {"image": batch}, options)
-        return found
+                (rows[part],) = self._session.run(["probabilities"], {"image": batch}, options)
+        return rows
 
     def cost(self, height: int, width: int) -> int:
         """Pixels of the largest array that an image becomes on its way.
@@ -203,11 +203,11 @@ class Predictor:
     def _answers(
         self, batch: Sequence[tuple[str, Pixels | UnusableImageError]]
     ) -> Iterator[Prediction]:
-        usable = [one for _, one in batch if not isinstance(one, UnusableImageError)]
+        usable = [decoded for _, decoded in batch if not isinstance(decoded, UnusableImageError)]
         rows = iter(self.probabilities(usable))
-        for name, one in batch:
-            if isinstance(one, UnusableImageError):
-                yield Prediction(name, error=str(one))
+        for name, decoded in batch:
+            if isinstance(decoded, UnusableImageError):
+                yield Prediction(name, error=str(decoded))
             else:
                 yield Prediction(name, self.rank(next(rows)))
 
@@ -239,7 +239,7 @@ def read_metadata(model: Path, session: onnxruntime.InferenceSession) -> Mapping
 
 
 def _parsed(key: str, value: str) -> Any:
-    """What an entry says; those that others have added may be no JSON."""
+    """What an entry of the metadata says; those that others have added may be no JSON."""
     if key in _TEXTS:
         return value
     try:

@@ -137,7 +137,7 @@ def _finish(model: onnx.ModelProto, original: onnx.ModelProto, out: Path, precis
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's tools advise what is done already, through the root logger."""
+    """Silence ONNX Runtime's tools, which advise what is done already, by the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

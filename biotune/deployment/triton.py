@@ -49,7 +49,7 @@ def write_triton_repository(
     repository = folder / name
     (repository / "1").mkdir(parents=True)
     shutil.copyfile(model, repository / "1" / "model.onnx")
-    labels = "".join(f"{' '.join(one.splitlines())}\n" for one in classes)
+    labels = "".join(f"{' '.join(label.splitlines())}\n" for label in classes)
     (repository / "labels.txt").write_text(labels, encoding="utf-8")
     config = _CONFIG.format(name=name, classes=len(classes), largest_batch=LARGEST_BATCH)
     (repository / "config.pbtxt").write_text(config, encoding="utf-8")

@@ -97,7 +97,7 @@ class Candidate:
         return (*self._told.rank_key, self.id)
 
     def beats(self, other: Candidate) -> bool:
-        """Whether this one is better, not merely as good.
+        """Whether this candidate is better than another, not merely as good.
 
         Raises:
             ValueError: if one of the two was not told yet.
@@ -138,8 +138,8 @@ def by_rank(individuals: Iterable[Individual]) -> list[Individual]:
 def ranked_population(individuals: Iterable[Individual]) -> list[Individual]:
     """The individuals, best first, with their new extinction factors."""
     population = by_rank(individuals)
-    evaluations = [one.candidate.evaluation for one in population]
-    factors = extinction_factors([one for one in evaluations if one is not None])
+    evaluations = [individual.candidate.evaluation for individual in population]
+    factors = extinction_factors([e for e in evaluations if e is not None])
     return [
         replace(individual, extinction=float(factor))
         for individual, factor in zip(population, factors, strict=True)

@@ -72,10 +72,10 @@ def initial_population(
         with_recipes: whether there are recipes.
         scan: the told candidates of :func:`single_blocks`, in its order; empty without one.
     """
-    known = recipes(blocks, head)[: size // 2] if with_recipes else []
-    founders = [Founder(f"recipe:{one.name}", one.genome) for one in known]
+    seeded = recipes(blocks, head)[: size // 2] if with_recipes else []
+    founders = [Founder(f"recipe:{recipe.name}", recipe.genome) for recipe in seeded]
     for combination in _combinations(scan, len(blocks), head)[: size - len(founders)]:
-        plans = [decode(one.genome, blocks, head) for one in founders]
+        plans = [decode(founder.genome, blocks, head) for founder in founders]
         if decode(combination.genome, blocks, head) not in plans:
             founders.append(combination)
     while len(founders) < size:
@@ -90,7 +90,7 @@ def _combinations(scan: Sequence[Candidate], n_blocks: int, head: HeadMode) -> l
     adapted, and took the place of a block that mattered (digits at 32 px).
     """
     order = sorted(
-        (position for position, one in enumerate(scan[:-1]) if not one.failed),
+        (position for position, candidate in enumerate(scan[:-1]) if not candidate.failed),
         key=lambda position: scan[position].rank_key,
     )
     return [

@@ -137,7 +137,7 @@ class BioTune:
 
     def ask(self) -> list[Candidate]:
         """Every candidate that may be scored now and is not told yet; the same until told."""
-        return [one.candidate for one in self._batch if one.candidate.evaluation is None]
+        return [member.candidate for member in self._batch if member.candidate.evaluation is None]
 
     def tell(self, candidate: Candidate, fitness: float | Evaluation) -> Candidate:
         """Report how a candidate did.
@@ -155,18 +155,19 @@ class BioTune:
             ValueError: for a candidate of another search, one that was told before, or a fitness
                 that is not a finite number.
         """
-        known = self._candidates.get(candidate.id)
-        if known is None or replace(known, evaluation=None) != replace(candidate, evaluation=None):
+        asked = self._candidates.get(candidate.id)
+        if asked is None or replace(asked, evaluation=None) != replace(candidate, evaluation=None):
             raise ValueError(f"expected a candidate that this search asked for, got {candidate}")
-        if known.evaluation is not None:
+        if asked.evaluation is not None:
             raise ValueError(
-                f"candidate {known.id} was told before: expected fitness "
-                f"{known.fitness} to stay, got {fitness}"
+                f"candidate {asked.id} was told before: expected fitness "
+                f"{asked.fitness} to stay, got {fitness}"
             )
-        told = replace(known, evaluation=check_fitness(known.id, fitness))
+        told = replace(asked, evaluation=check_fitness(asked.id, fitness))
         self._candidates[told.id] = told
         self._batch = [
-            one.succeeded_by(told) if one.candidate.id == told.id else one for one in self._batch
+            member.succeeded_by(told) if member.candidate.id == told.id else member
+            for member in self._batch
         ]
         if not self.ask():
             self._advance()
@@ -181,13 +182,12 @@ class BioTune:
         another fold; see :attr:`Candidate.fold`.
         """
         standing = self._ranking if self._exploiting else self._next_ranking
-        return [one.candidate for one in standing[: self.elites]] if self._ranking else []
+        return [member.candidate for member in standing[: self.elites]] if self._ranking else []
 
     @property
     def history(self) -> list[Candidate]:
-        """All candidates told so far, in the order of their ids. Scores of different folds are
-        not comparable; see :attr:`ranked`."""
-        return [one for one in self._candidates.values() if one.evaluation is not None]
+        """Told candidates by id; scores of different folds do not compare, see :attr:`ranked`."""
+        return [c for c in self._candidates.values() if c.evaluation is not None]
 
     @property
     def ranked(self) -> list[Candidate]:
@@ -201,8 +201,8 @@ class BioTune:
         told = self.history
         if self.folds > 1 and self._ranking:
             complete = self._generation if self.done else self._generation - 1
-            survivors = {one.candidate.id for one in self._ranking}
-            told = [one for one in told if one.generation == complete or one.id in survivors]
+            survivors = {member.candidate.id for member in self._ranking}
+            told = [c for c in told if c.generation == complete or c.id in survivors]
         return sorted(told, key=lambda candidate: candidate.rank_key)
 
     @property
@@ -259,7 +259,7 @@ class BioTune:
                 self.population,
                 self._rng,
                 with_recipes=self.seed_recipes,
-                scan=[one.candidate for one in self._scan],
+                scan=[member.candidate for member in self._scan],
             )
         )
 
@@ -282,10 +282,10 @@ class BioTune:
         elites, others = self._ranking[: self.elites], self._ranking[self.elites :]
         survivors = []
         for elite in elites:
-            own = [one for one in trials if elite.candidate.id in one.candidate.parents]
+            steps = [trial for trial in trials if elite.candidate.id in trial.candidate.parents]
             if self._rescoring:
-                elite, *own = own
-            best = by_rank(own)[0]
+                elite, *steps = steps
+            best = by_rank(steps)[0]
             survivors.append(best if best.candidate.beats(elite.candidate) else elite)
         self._next_ranking = survivors
         # After a change of fold, the survivors' scores are not comparable with the others': the
@@ -319,9 +319,5 @@ class BioTune:
         return candidate
 
     def _at_rest(self, founders: list[Founder]) -> list[Individual]:
-        return [
-            Individual(
-                self._candidate(one.genome, one.origin, one.parents), np.zeros(len(self.blocks) + 1)
-            )
-            for one in founders
-        ]
+        candidates = [self._candidate(f.genome, f.origin, f.parents) for f in founders]
+        return [Individual(candidate, np.zeros(len(self.blocks) + 1)) for candidate in candidates]

@@ -49,10 +49,10 @@ def recipes(blocks: Sequence[str], head: HeadMode = "evolved") -> list[Recipe]:
         "last third 5x": dict.fromkeys(range(second_cut, n), 5.0),
         "rising 0.1x to 3x": dict(enumerate(np.geomspace(0.1, 3.0, n).tolist())),
     }
-    known: dict[object, Recipe] = {}
+    distinct: dict[object, Recipe] = {}
     for name, multipliers in rates.items():
         if not multipliers:
             continue
         genome = encode(multipliers, n, head)
-        known.setdefault(decode(genome, blocks, head), Recipe(name, genome))
-    return list(known.values())
+        distinct.setdefault(decode(genome, blocks, head), Recipe(name, genome))
+    return list(distinct.values())

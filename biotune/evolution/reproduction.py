@@ -88,9 +88,9 @@ def without_beaten_parents(
     """
     born = child.candidate
     return [
-        one
-        for one in pool
-        if one.candidate.id not in born.parents
-        or not born.beats(one.candidate)
-        or (same_fold and one.candidate.fold != born.fold)
+        individual
+        for individual in pool
+        if individual.candidate.id not in born.parents
+        or not born.beats(individual.candidate)
+        or (same_fold and individual.candidate.fold != born.fold)
     ]

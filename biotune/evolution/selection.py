@@ -71,10 +71,10 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     if not keys or keys != sorted(keys):
         raise ValueError(f"expected evaluations sorted best first, got {list(ranking)}")
     factors = np.ones(len(ranking))
-    scored = np.array([not one.failed for one in ranking])
+    scored = np.array([not evaluation.failed for evaluation in ranking])
     if not scored.any():
         return factors
-    scores = np.array([one.fitness for one in ranking])[scored]
+    scores = np.array([evaluation.fitness for evaluation in ranking])[scored]
     # A quotient of scores means something from 0 up only; for other scales the best counts as 0.
     scores -= min(scores.min(), 0.0)
     largest = min(scores.max(), 2 * float(np.median(scores)))

@@ -138,7 +138,7 @@ def _torchvision(name: str) -> Architecture:
         pretrained=lambda chosen: torchvision_state_dict(entry(chosen)),
         identity=lambda chosen: str(entry(chosen)),
         normalisation=normalisation,
-        weights=tuple(one.name for one in weights),
+        weights=tuple(member.name for member in weights),
         side_head=SideHead("AuxLogits", "Mixed_6e", 0.4) if name == "inception_v3" else None,
     )
 
@@ -198,10 +198,10 @@ def derived_blocks(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """
     paths = _children_with_tensors(network, "")
     while len(paths) < 5:
-        divisible = [one for one in paths[:-1] if len(_children_with_tensors(network, one)) > 1]
+        divisible = [path for path in paths[:-1] if len(_children_with_tensors(network, path)) > 1]
         if not divisible:
             break
-        largest = max(divisible, key=lambda one: _size(network.get_submodule(one)))
+        largest = max(divisible, key=lambda path: _size(network.get_submodule(path)))
         place = paths.index(largest)
         paths[place : place + 1] = _children_with_tensors(network, largest)
     inside = tuple(f"{path}." for path in paths)
@@ -272,14 +272,14 @@ def _timm_blocks(name: str, network: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _most_shared(owners: Sequence[str]) -> str:
-    """The path that most of these are below, of which the others are an annex."""
+    """The module path that most owners are below; the others are an annex of it."""
     begins = Counter(owner.split(".")[0] for owner in owners)
     most = begins.most_common(1)[0][0]
     return _shared_path([owner for owner in owners if owner.split(".")[0] == most])
 
 
 def _shared_path(owners: Sequence[str]) -> str:
-    """The module path that all of these are below; empty for none."""
+    """The module path that all owners are below; empty for none."""
     paths = zip(*(owner.split(".") for owner in owners), strict=False)
     shared = takewhile(lambda parts: len(set(parts)) == 1, paths)
     return ".".join(parts[0] for parts in shared).rstrip(".")
@@ -347,9 +347,9 @@ def _channels(values: Sequence[float]) -> Channels:
 def _unknown(name: str) -> str:
     import timm
 
-    known = ["efficientnet_lite0", *torchvision_names()]
-    known += [f"timm/{one}" for one in timm.list_models()] if name.startswith("timm/") else []
-    alike = get_close_matches(name, known, n=3)
+    names = ["efficientnet_lite0", *torchvision_names()]
+    names += [f"timm/{model}" for model in timm.list_models()] if name.startswith("timm/") else []
+    alike = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(alike)}? " if alike else ""
     return (
         f"model.backbone: unknown backbone {name!r}; {hint}known are efficientnet_lite0, every "

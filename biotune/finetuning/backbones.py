@@ -123,7 +123,7 @@ class Backbone:
         yield from (named[name] for name in self.blocks[block].tensors if name in named)
 
     def to(self, device: str) -> None:
-        """Move it, in place; layers may hold constants that the network does not know."""
+        """Move the network, in place; layers may hold constants that the network does not know."""
         self.network.to(device)
         for layer in self.layers:
             layer.to(device)
@@ -240,10 +240,10 @@ def convolution_family(name: str) -> str:
     """
     network = meta(architecture(name).build, 2)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    depthwise = [one for one in convolutions if 1 < one.groups == one.in_channels]
+    depthwise = [conv for conv in convolutions if 1 < conv.groups == conv.in_channels]
     if not depthwise:
         return "dense"
-    return "depthwise" if all(is_replaceable(one) for one in depthwise) else "other_depthwise"
+    return "depthwise" if all(is_replaceable(conv) for conv in depthwise) else "other_depthwise"
 
 
 def weights_identity(name: str, weights: str) -> str:
@@ -268,14 +268,14 @@ def _pretrained(kind: Architecture, weights: str) -> dict[str, Tensor] | None:
 
 
 def _new_tensors(kind: Architecture) -> frozenset[str]:
-    """Those whose shape depends on the number of classes."""
+    """Names of the tensors whose shape depends on the number of classes."""
     two, three = (meta(kind.build, classes).state_dict() for classes in (2, 3))
     return frozenset(name for name in two if two[name].shape != three[name].shape)
 
 
 def _block_of(kind: Architecture, network: nn.Module) -> dict[str, str]:
     """Name of each tensor → name of its block."""
-    found: dict[str, str] = {}
+    block_of: dict[str, str] = {}
     for tensor in network.state_dict():
         owners = [name for name, begins in kind.blocks.items() if tensor.startswith(begins)]
         if len(owners) != 1:
@@ -283,8 +283,8 @@ def _block_of(kind: Architecture, network: nn.Module) -> dict[str, str]:
                 f"{kind.name}: the tensor {tensor!r} must be in one block, it is in "
                 f"{' and '.join(owners) or 'none'}"
             )
-        found[tensor] = owners[0]
-    return found
+        block_of[tensor] = owners[0]
+    return block_of
 
 
 def _with_side_branch(
@@ -293,7 +293,7 @@ def _with_side_branch(
     blocks: dict[str, Block],
     layers: tuple[nn.Module, ...],
 ) -> tuple[dict[str, Block], tuple[nn.Module, ...], SideBranch]:
-    """The same with one more layer, behind the block that the side head sees."""
+    """Blocks and layers with one layer more, behind the block that the side head sees; and it."""
     branch = SideBranch(network.get_submodule(head.block), head.loss_weight)
     names = list(blocks)
     following = names[names.index(head.after) + 1 :]
@@ -309,20 +309,20 @@ def _with_side_branch(
 def _load_all_but(
     new: frozenset[str], network: nn.Module, state: dict[str, Tensor], name: str, source: str
 ) -> None:
-    own = network.state_dict()
+    initial = network.state_dict()
     state = {_modern_name(tensor): value for tensor, value in state.items()}
     # BatchNorm's counters decide nothing, and files from before torch 0.4.1 have none.
-    counters = {tensor for tensor in own if tensor.endswith("num_batches_tracked")}
-    needed = [tensor for tensor in own if tensor not in new | (counters - state.keys())]
+    counters = {tensor for tensor in initial if tensor.endswith("num_batches_tracked")}
+    needed = [tensor for tensor in initial if tensor not in new | (counters - state.keys())]
     missing = [tensor for tensor in needed if tensor not in state]
-    misfit = [n for n in needed if n in state and state[n].shape != own[n].shape]
+    misfit = [n for n in needed if n in state and state[n].shape != initial[n].shape]
     if missing or misfit:
         raise WeightsError(
             f"model.weights: {source} does not fit {name}: {len(missing)} tensors are missing and "
             f"{len(misfit)} have another shape, {(missing + misfit)[0]!r} first. Give the weights "
             f"of a {name}."
         )
-    network.load_state_dict({**own, **{tensor: state[tensor] for tensor in needed}})
+    network.load_state_dict({**initial, **{tensor: state[tensor] for tensor in needed}})
 
 
 def _modern_name(tensor: str) -> str:

@@ -91,7 +91,7 @@ def replace_batchnorms(network: nn.Module) -> None:
 
 
 def _kinds() -> set[type[nn.Module]]:
-    """torch's, and timm's where a network of timm's can be: loading timm takes half a second."""
+    """torch's BatchNorm, and timm's if it is loaded: loading timm takes half a second."""
     timms = sys.modules.get("timm.layers.norm_act")
     return {nn.BatchNorm2d} if timms is None else {nn.BatchNorm2d, timms.BatchNormAct2d}
 

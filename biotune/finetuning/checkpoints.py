@@ -107,7 +107,7 @@ def load_model(weights: Path) -> tuple[Backbone, ModelCard]:
 
 
 def load_model_of(weights: Path, images: PreparedImages) -> tuple[Backbone, ModelCard]:
-    """The same, if it was trained on images prepared like these.
+    """Rebuild a fine-tuned network, if it was trained on images prepared like these.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`; and for other classes, another order

@@ -32,8 +32,8 @@ class Compute:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            known = ", ".join(get_args(Precision))
-            raise ValueError(f"precision must be one of {known}, got {self.precision!r}")
+            choices = ", ".join(get_args(Precision))
+            raise ValueError(f"precision must be one of {choices}, got {self.precision!r}")
         if self.precision == "tf32" and self.device_type != "cuda":
             raise ValueError(f"precision tf32 is for cuda alone, got device {self.device!r}")
 
@@ -44,7 +44,7 @@ class Compute:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and features."""
+        """The type of images and features."""
         return torch.float32 if self.precision in ("fp32", "tf32") else torch.bfloat16
 
     def autocast(self) -> torch.autocast:

@@ -253,7 +253,7 @@ def _weight_gradient(
 
 
 def _padded(maps: Tensor, pads: _Pads) -> Tensor:
-    """With zeros around; each place is written once, where ``pad`` writes all of them twice."""
+    """Maps with zeros around; each place is written once, ``pad`` would write all of them twice."""
     (above, below), (left, right) = pads
     images, channels, height, width = maps.shape
     padded = maps.new_empty(images, above + height + below, left + width + right, channels)

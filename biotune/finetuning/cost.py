@@ -65,12 +65,12 @@ def step_cost(
     targets = torch.arange(count, device=compute.device) % classes
     plan = FineTunePlan(dict.fromkeys(network.blocks, 1.0))
     optimizer = torch.optim.Adam(apply_plan(network, plan, 1e-4), fused=True)
-    own = {one.untyped_storage().data_ptr() for one in network.network.state_dict().values()}
+    addresses = {t.untyped_storage().data_ptr() for t in network.network.state_dict().values()}
     kept: dict[int, UntypedStorage] = {}  # held, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:  # weights are no image's
+        if storage.data_ptr() not in addresses:  # weights are no image's
             kept[storage.data_ptr()] = storage
         return tensor
 

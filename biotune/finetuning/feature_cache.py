@@ -34,11 +34,11 @@ class _Features:
 
     Attributes:
         values: [images, …], maps as NHWC.
-        known: which of the images have theirs, bool [images].
+        computed: which of the images have theirs, bool [images].
     """
 
     values: Tensor
-    known: NDArray[np.bool_]
+    computed: NDArray[np.bool_]
 
     @property
     def size(self) -> int:
@@ -117,7 +117,7 @@ class FeatureCache:
             self._keep(indices[:CHUNK], cut, first)
         kept = self._by_cut[cut]
         self._by_cut.move_to_end(cut)
-        missing = indices[~kept.known[rows]]
+        missing = indices[~kept.computed[rows]]
         for begin in range(0, len(missing), CHUNK):
             chunk = missing[begin : begin + CHUNK]
             self._keep(chunk, cut, self._computed(chunk, cut))
@@ -126,7 +126,7 @@ class FeatureCache:
     def _keep(self, indices: NDArray[np.int64], cut: int, features: Tensor) -> None:
         rows = self._rows[indices]
         self._by_cut[cut].values[torch.from_numpy(rows).to(features.device)] = features
-        self._by_cut[cut].known[rows] = True
+        self._by_cut[cut].computed[rows] = True
 
     def _make_room(self, cut: int, example: Tensor) -> bool:
         """Reserve memory for all images' features, at the cost of others; whether it fits."""
@@ -160,7 +160,7 @@ class FeatureCache:
         rows = self._rows[indices]
         for start in sorted(self._by_cut, reverse=True):
             kept = self._by_cut[start]
-            if start <= cut and (rows >= 0).all() and kept.known[rows].all():
+            if start <= cut and (rows >= 0).all() and kept.computed[rows].all():
                 return start, kept.values[torch.from_numpy(rows).to(kept.values.device)]
         return 0, _as_rows(network_input(self._images[indices], self._backbone, self._compute))
 
@@ -195,13 +195,13 @@ def network_input(images: NDArray[np.uint8], backbone: Backbone, compute: Comput
 def _varies(layer: torch.nn.Module) -> bool:
     """Whether a layer is, or has, a module in training mode that has tensors or draws numbers."""
     return any(
-        one.training
+        module.training
         and (
-            any(True for _ in one.parameters(recurse=False))
-            or any(True for _ in one.buffers(recurse=False))
-            or isinstance(one, torch.nn.modules.dropout._DropoutNd)
+            any(True for _ in module.parameters(recurse=False))
+            or any(True for _ in module.buffers(recurse=False))
+            or isinstance(module, torch.nn.modules.dropout._DropoutNd)
         )
-        for one in layer.modules()
+        for module in layer.modules()
     )
 
 

@@ -165,7 +165,7 @@ class Trainer:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """A GPU's memory, Python's, or torch's on a CPU, which says so in words alone."""
+    """Whether a GPU's memory ran out, Python's, or torch's on a CPU, which says so in words."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 

@@ -66,7 +66,7 @@ def predict_each(
             place: FeatureCache(networks[place].backbone, part.images, compute, _ALL_FIT)
             for place in set(prefixes)
         }
-        found = {
+        probabilities = {
             place: predict_probabilities(
                 networks[place].backbone,
                 part,
@@ -76,7 +76,7 @@ def predict_each(
             )
             for place in _shallow_first(networks)  # deeper features are made from those
         }
-        return tuple(found[place] for place in range(len(networks)))
+        return tuple(probabilities[place] for place in range(len(networks)))
 
     yield from threads.map(batch, range(0, len(subset), INFERENCE_BATCH))
 

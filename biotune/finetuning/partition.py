@@ -82,20 +82,20 @@ def _check(network: nn.Module, block_of: Mapping[str, str], names: Sequence[str]
 
 def _modules_in_one_block(network: nn.Module, block_of: Mapping[str, str]) -> dict[str, str]:
     """Path → block of the largest modules whose tensors all lie in one block."""
-    found: dict[str, str] = {}
+    largest: dict[str, str] = {}
 
     def visit(path: str, module: nn.Module) -> None:
         prefix = f"{path}." if path else ""
         blocks = {block for name, block in block_of.items() if name.startswith(prefix)}
         is_called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # or only its children
         if path and len(blocks) == 1 and is_called:
-            found[path] = blocks.pop()
+            largest[path] = blocks.pop()
         elif blocks:
             for name, child in module.named_children():
                 visit(prefix + name, child)
 
     visit("", network)
-    return found
+    return largest
 
 
 class _Tracer(fx.Tracer):
@@ -112,9 +112,9 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(network: nn.Module, inside: Mapping[str, str]) -> fx.Graph:
-    """The top of the network's tree, of its one argument; the others have their defaults."""
+    """The graph of a network's top, of its first argument; the others have their defaults."""
     parameters = list(inspect.signature(network.forward).parameters.values())
-    others = {one.name: one.default for one in parameters[1:] if one.default is not one.empty}
+    others = {arg.name: arg.default for arg in parameters[1:] if arg.default is not arg.empty}
     graph = _Tracer(inside).trace(network, concrete_args=others)
     _, *rest = (node for node in graph.nodes if node.op == "placeholder")
     for placeholder in rest:
@@ -123,7 +123,7 @@ def _traced(network: nn.Module, inside: Mapping[str, str]) -> fx.Graph:
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """With all that uses it: checks that an argument has its default."""
+    """Erase a node with all that uses it: checks that an argument has its default."""
     for user in list(node.users):
         _erase(graph, user)
     graph.erase_node(node)
@@ -143,10 +143,10 @@ def _layers(
     seen: set[str] = set()
     for index, group in enumerate(groups):
         for node in group:
-            own = _block_of_node(node, block_at)
-            if own is None and not _is_dropout(network, node):
+            block = _block_of_node(node, block_at)
+            if block is None and not _is_dropout(network, node):
                 continue
-            name = names[segments[node][0] if own is None else own]
+            name = names[segments[node][0] if block is None else block]
             if name not in seen:
                 seen.add(name)
                 first[name] = index
@@ -217,7 +217,7 @@ def _joined(
         elif begins:
             before = set(nodes[:index])
             after = [*nodes[index:], output]
-            handed_on = {one for one in before if any(user in after for user in one.users)}
+            handed_on = {source for source in before if any(user in after for user in source.users)}
             if handed_on == {nodes[index - 1]}:
                 groups.append([])
         groups[-1].append(node)
@@ -229,13 +229,13 @@ def _as_module(network: nn.Module, before: fx.Node, nodes: Sequence[fx.Node]) ->
     if len(nodes) == 1 and nodes[0].op == "call_module" and nodes[0].args == (before,):
         return network.get_submodule(str(nodes[0].target))
     graph = fx.Graph()
-    known = {before: graph.placeholder("features")}
+    copies = {before: graph.placeholder("features")}
     for node in nodes:
-        known[node] = graph.node_copy(node, lambda one: known[one])
-    graph.output(known[nodes[-1]])
+        copies[node] = graph.node_copy(node, lambda argument: copies[argument])
+    graph.output(copies[nodes[-1]])
     layer = fx.GraphModule(network, graph)
-    own = set(network.modules())
+    shared = set(network.modules())
     for module in layer.modules():
-        if module not in own:  # made by fx to hold parameters: nothing ever sets its mode
+        if module not in shared:  # made by fx to hold parameters: nothing ever sets its mode
             module.training = False
     return layer

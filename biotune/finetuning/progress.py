@@ -95,5 +95,5 @@ class ProgressFile:
             ) from error
 
     def remove(self) -> None:
-        """The run's result is kept elsewhere."""
+        """Remove the file: the run's result is kept elsewhere."""
         self.path.unlink(missing_ok=True)

@@ -84,14 +84,14 @@ class TrainingSettings:
             raise ValueError(f"base_lr must be positive, got {self.base_lr}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        for name, known in (
+        for name, choices in (
             ("metric", METRICS),
             ("class_weights", CLASS_WEIGHTS),
             ("augment", AUGMENTATIONS),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
 
 
@@ -192,10 +192,10 @@ def fit(
     best_state: dict[str, Tensor] | None = None
     with torch.random.fork_rng(devices=_cuda_devices(compute)):
         torch.manual_seed(dropout_seed)
-        known = progress.read() if progress is not None else None
-        if known is not None:
-            best_state = run.go_on(known, order)
-            started -= known.notes["seconds"]
+        saved = progress.read() if progress is not None else None
+        if saved is not None:
+            best_state = run.go_on(saved, order)
+            started -= saved.notes["seconds"]
         while not run.over:
             improved = run.epoch(validation, order)
             if improved and keep_best:
@@ -369,15 +369,15 @@ class _Run:
         }
         return Progress(tensors, notes)
 
-    def go_on(self, known: Progress, order: np.random.Generator) -> dict[str, Tensor] | None:
+    def go_on(self, saved: Progress, order: np.random.Generator) -> dict[str, Tensor] | None:
         """Take up what :meth:`progress` gave; the network's tensors at the best epoch."""
-        notes = known.notes
+        notes = saved.notes
         self.losses, self.scores, self.briers = notes["losses"], notes["scores"], notes["briers"]
         self.diverged = notes["diverged"]
         self.without_signal = set(notes["without_signal"])
-        self.backbone.network.load_state_dict(_below("network", known.tensors))
+        self.backbone.network.load_state_dict(_below("network", saved.tensors))
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below("optimizer", known.tensors).items():
+        for key, value in _below("optimizer", saved.tensors).items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = value
         groups = notes["param_groups"]
@@ -388,12 +388,12 @@ class _Run:
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(notes["schedule"])
         order.bit_generator.state = notes["order"]
-        torch.set_rng_state(known.tensors["random.cpu"])
+        torch.set_rng_state(saved.tensors["random.cpu"])
         for device in _cuda_devices(self.compute):
-            torch.cuda.set_rng_state(known.tensors["random.cuda"], device)
+            torch.cuda.set_rng_state(saved.tensors["random.cuda"], device)
         if self.augment is not None:
-            self.augment.state = known.tensors["random.augment"]
-        return _below("best", known.tensors) or None
+            self.augment.state = saved.tensors["random.augment"]
+        return _below("best", saved.tensors) or None
 
     def curve(self, seconds: float) -> LearningCurve:
         return LearningCurve(

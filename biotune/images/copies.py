@@ -25,14 +25,13 @@ def contradictions(digests: Sequence[bytes], samples: Sequence[Sample]) -> dict[
     Returns:
         Index → reason.
     """
-    found = {}
+    reasons = {}
     for group in _copies(digests):
         for index in group:
-            others = (samples[one] for one in group if samples[one].label != samples[index].label)
-            other = next(others, None)
-            if other is not None:
-                found[index] = f"the same picture is labelled {other.label}: {other.path}"
-    return found
+            rest = (samples[copy] for copy in group if samples[copy].label != samples[index].label)
+            if (other := next(rest, None)) is not None:
+                reasons[index] = f"the same picture is labelled {other.label}: {other.path}"
+    return reasons
 
 
 def copies_across_splits(digests: Sequence[bytes], samples: Sequence[Sample]) -> dict[int, str]:
@@ -47,12 +46,12 @@ def copies_across_splits(digests: Sequence[bytes], samples: Sequence[Sample]) ->
     Returns:
         Index → reason.
     """
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for group in _copies(digests):
-        kept = max((samples[index] for index in group), key=lambda one: _LATER[one.split])
+        kept = max((samples[index] for index in group), key=lambda sample: _LATER[sample.split])
         reason = f"a copy of the {kept.split} image {kept.path}"
-        found |= {index: reason for index in group if samples[index].split != kept.split}
-    return found
+        reasons |= {index: reason for index in group if samples[index].split != kept.split}
+    return reasons
 
 
 def _copies(digests: Sequence[bytes]) -> list[list[int]]:

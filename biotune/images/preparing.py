@@ -96,7 +96,7 @@ def prepare_images(
         read = _write_images(fresh / IMAGES_FILE, source, chosen, image_size, on_image)
         rejected = _rejected(read, listed)
         _check_rejected(rejected, len(listed), max_rejected)
-        samples = [one for row, one in enumerate(listed) if row not in rejected]
+        samples = [sample for row, sample in enumerate(listed) if row not in rejected]
         _check_classes(source.classes, samples)
         kept = [row for row in range(len(read)) if row not in rejected]
         _keep_rows(fresh / IMAGES_FILE, kept, image_size)
@@ -148,8 +148,8 @@ def _write_images(
         stream.write(header)
         stream.truncate(len(header) + needed)
     read = []
-    for one in read_images(source, chosen.tolist(), size, file, len(header)):
-        read.append(one)
+    for image in read_images(source, chosen.tolist(), size, file, len(header)):
+        read.append(image)
         if on_image is not None:
             on_image()
     return read
@@ -157,21 +157,21 @@ def _write_images(
 
 def _rejected(read: Sequence[ReadImage], listed: Sequence[Sample]) -> dict[int, Rejected]:
     """Row → why it is left out, ascending."""
-    reasons = {row: ("unusable", one.unusable) for row, one in enumerate(read) if one.unusable}
-    rows = [row for row in range(len(read)) if row not in reasons]
-    found = contradictions([read[row].digest for row in rows], [listed[row] for row in rows])
-    reasons |= {rows[place]: ("contradiction", reason) for place, reason in found.items()}
-    rows = [row for row in rows if row not in reasons]
-    found = copies_across_splits([read[row].digest for row in rows], [listed[row] for row in rows])
-    reasons |= {rows[place]: ("copy", reason) for place, reason in found.items()}
-    return {row: Rejected(*listed[row], *reasons[row]) for row in sorted(reasons)}
+    why = {row: ("unusable", image.unusable) for row, image in enumerate(read) if image.unusable}
+    rows = [row for row in range(len(read)) if row not in why]
+    disputed = contradictions([read[row].digest for row in rows], [listed[row] for row in rows])
+    why |= {rows[place]: ("contradiction", reason) for place, reason in disputed.items()}
+    rows = [row for row in rows if row not in why]
+    copies = copies_across_splits([read[row].digest for row in rows], [listed[row] for row in rows])
+    why |= {rows[place]: ("copy", reason) for place, reason in copies.items()}
+    return {row: Rejected(*listed[row], *why[row]) for row in sorted(why)}
 
 
 def _check_rejected(rejected: Mapping[int, Rejected], images: int, allowed: float) -> None:
-    counted = [one for one in rejected.values() if one.kind != "copy"]
+    counted = [image for image in rejected.values() if image.kind != "copy"]
     if len(counted) <= allowed * images:
         return
-    named = [f"  {one.path}: {one.reason}" for one in counted[:_NAMED_IN_ERRORS]]
+    named = [f"  {image.path}: {image.reason}" for image in counted[:_NAMED_IN_ERRORS]]
     more = len(counted) - len(named)
     raise TooManyRejectedError(
         "\n".join(
@@ -186,8 +186,8 @@ def _check_rejected(rejected: Mapping[int, Rejected], images: int, allowed: floa
 
 
 def _check_classes(classes: Sequence[str], samples: Sequence[Sample]) -> None:
-    """A class may have lost all its images to learn from or to choose by."""
-    counts = Counter((one.split, one.label) for one in samples)
+    """Refuse samples of which a class has lost all images to learn from, or to choose by."""
+    counts = Counter((sample.split, sample.label) for sample in samples)
     for split in ("train", "validation"):
         lost = [name for name in classes if not counts[split, name]]
         if lost:
@@ -195,7 +195,7 @@ def _check_classes(classes: Sequence[str], samples: Sequence[Sample]) -> None:
                 f"the {split} split has no usable image of class {', '.join(lost[:5])} left, after "
                 "those that cannot be read and copies are left out: add images of it"
             )
-    if not any(one.split == "test" for one in samples):
+    if not any(sample.split == "test" for sample in samples):
         raise ValueError("the test split has no usable image left: add some")
 
 
@@ -235,14 +235,14 @@ def _describe(
     """Write all but the images."""
     _write_csv(fresh / SAMPLES_FILE, Sample._fields, samples)
     _write_csv(fresh / REJECTED_FILE, Rejected._fields, rejected)
-    counts = Counter((one.split, one.label) for one in samples)
+    counts = Counter((sample.split, sample.label) for sample in samples)
     files = {name: describe_file(fresh / name) for name in sorted(FILES - {DATASET_FILE})}
     dataset: dict[str, Any] = {
         "source": source.name,
         "image_size": image_size,
         "classes": list(source.classes),
         "counts": {s: {name: counts[s, name] for name in source.classes} for s in SPLITS},
-        "rejected": dict(Counter(one.kind for one in rejected)),
+        "rejected": dict(Counter(image.kind for image in rejected)),
         "original_sizes": {"smallest": min(sizes, key=prod), "largest": max(sizes, key=prod)},
         "fingerprint": fingerprint(files),
         "files": files,

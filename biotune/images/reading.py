@@ -127,7 +127,7 @@ class _Images(Dataset[ReadImage]):
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    """Both reach the whole process group, and what a process inherits would show its traceback.
+    """Ignore SIGINT and SIGTERM, which reach the whole group: what is inherited shows a traceback.
 
     Not their default either: the main process must not take its own end for a lost worker's.
     """

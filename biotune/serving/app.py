@@ -112,15 +112,15 @@ class Service:
                 if not self._batcher.room():
                     raise QueueFullError  # before the body is read
                 uploads = await self._bodies.read(request, held)
-                rows = await self._answers([one.content for one in uploads])
+                rows = await self._answers([upload.content for upload in uploads])
         except QueueFullError as error:
             full = f"the queue of {self._limits.queue} images is full: try again"
             raise HTTPException(503, full, _BUSY) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "the body ended early") from error
         named = zip(uploads, rows, strict=True)
-        answers = Answers(images=[self._answer(one.name, row, top_k) for one, row in named])
-        reasons = [one.error for one in answers.images if one.error]
+        answers = Answers(images=[self._answer(upload.name, row, top_k) for upload, row in named])
+        reasons = [answer.error for answer in answers.images if answer.error]
         if len(reasons) < len(rows):
             return _json(answers)
         detail = reasons[0] if len(rows) == 1 else f"none of the {len(rows)} images can be used"
@@ -129,13 +129,13 @@ class Service:
     async def _answers(self, contents: list[bytes]) -> list[_Outcome]:
         submitted: list[Future[NDArray[np.float32]]] = self._batcher.submit(contents)
         waiting = map(asyncio.wrap_future, submitted)
-        found: list[_Outcome] = []
+        outcomes: list[_Outcome] = []
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, UnusableImageError):
                 self.metrics.image("failed")
                 raise HTTPException(500, "the model failed: the server's log says why")
-            found.append(outcome)
-        return found
+            outcomes.append(outcome)
+        return outcomes
 
     def _answer(self, name: str | None, outcome: _Outcome, top_k: int) -> Answer:
         if isinstance(outcome, UnusableImageError):

@@ -83,7 +83,7 @@ class Batcher:
         return len(self._encoded) + self._decoding + len(self._decoded) + self._computing
 
     def room(self, images: int = 1) -> bool:
-        """Whether so many would be accepted now."""
+        """Whether so many images would be accepted now."""
         return self.waiting + images <= self._limits.queue
 
     def submit(self, contents: Sequence[bytes]) -> list[Future[NDArray[np.float32]]]:

@@ -160,7 +160,7 @@ class _Form:
     _content: list[bytes] = field(default_factory=list)
 
     def parser(self, boundary: bytes) -> MultipartParser:
-        """One that fills this."""
+        """A parser that fills this form."""
         return MultipartParser(
             boundary,
             {

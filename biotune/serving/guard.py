@@ -64,8 +64,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = [(k.encode(), v.encode()) for k, v in SECURITY_HEADERS.items()]
-                message["headers"] = [*message["headers"], *own]
+                security = [(k.encode(), v.encode()) for k, v in SECURITY_HEADERS.items()]
+                message["headers"] = [*message["headers"], *security]
                 # What is left of a refused body must not be read to its end.
                 if unread or self._draining():
                     message["headers"].append((b"connection", b"close"))

@@ -85,5 +85,5 @@ class Metrics:
         self._images.labels(outcome).inc()
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All counters, in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -89,8 +89,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for one in sockets or []:
-            host, port = one.getsockname()[:2]
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
             click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
 
 

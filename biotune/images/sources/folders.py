@@ -100,7 +100,7 @@ class ImageFolderSource:
 
 
 def _class_name(folder: Path) -> str:
-    """In the composed form, which the same name has on every system."""
+    """A class's name in the composed form, which it has on every system."""
     return unicodedata.normalize("NFC", folder.name)
 
 

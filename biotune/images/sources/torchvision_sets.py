@@ -41,7 +41,7 @@ class TorchvisionSet:
     by_hand: str
 
     def is_in(self, folder: Path) -> bool:
-        """Whether it is downloaded already, to this folder."""
+        """Whether the data set is downloaded already, to this folder."""
         try:
             for value in self.splits.values():
                 self.make(folder, **{self.argument: value}, download=False)
@@ -186,7 +186,7 @@ def _open(name: str, kind: TorchvisionSet, split: Mapping[str, object], folder: 
 
 
 def _paths(part: Any, split: str, folder: Path) -> list[str]:
-    """Of files below the folder, where images are files, else the split and a number."""
+    """Paths below the folder, where images are files, else the split and a number."""
     files = getattr(part, "_image_files", None)
     if files is None:
         return [f"{split}/{index:06d}" for index in range(len(part))]
@@ -194,7 +194,7 @@ def _paths(part: Any, split: str, folder: Path) -> list[str]:
 
 
 def _classes(part: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """As the data set names them; USPS and SVHN have digits and no names."""
+    """Classes as the data set names them; USPS and SVHN have digits and no names."""
     named = getattr(part, "classes", None)
     if named is None:
         return tuple(str(label) for label in range(int(labels.max()) + 1))
