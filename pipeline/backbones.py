@@ -34,12 +34,12 @@ def show_backbone(name: str) -> None:
             block,
             f"{size:,}",
             percent(size / total),
-            " ".join(f"{one}*" for one in kind.blocks[block]),
+            " ".join(f"{prefix}*" for prefix in kind.blocks[block]),
         )
         for block, size in sizes.items()
     ]
     title = f"{name}, with a head for {CLASSES} classes"
     print_table(title, ["block", "parameters", "share", "tensors"], rows)
-    weights = ", ".join(["imagenet", *(one for one in kind.weights if one != "imagenet")])
+    weights = ", ".join(["imagenet", *(key for key in kind.weights if key != "imagenet")])
     print(f"model.weights: {weights}, none, or the path of a state dict")
     print(f"Convolutions: {convolution_family(name)}")

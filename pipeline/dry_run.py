@@ -62,9 +62,9 @@ def expected_images(params: Params, prepared: Path) -> ExpectedImages:
         ValueError, OSError: for images or counts that cannot be used.
     """
     if (prepared / DATASET_FILE).exists():
-        found = PreparedImages.open(prepared)
-        labels: dict[str, NDArray[Any]] = {s: found.labels[found.indices(s)] for s in SPLITS}
-        return ExpectedImages(labels, len(found.classes), f"prepared in {prepared}")
+        dataset = PreparedImages.open(prepared)
+        labels: dict[str, NDArray[Any]] = {s: dataset.labels[dataset.indices(s)] for s in SPLITS}
+        return ExpectedImages(labels, len(dataset.classes), f"prepared in {prepared}")
     return _listed_images(params, Path(params.prepare.path))
 
 
@@ -109,7 +109,7 @@ def prepare(params: Params, images: Path) -> None:
         source = source_of(params, images)
         few = np.linspace(0, len(source.paths) - 1, 3).astype(int).tolist()
         begin = time.perf_counter()
-        unusable = [read_image(source, one, section.image_size)[1].unusable for one in few]
+        unusable = [read_image(source, index, section.image_size)[1].unusable for index in few]
         each = (time.perf_counter() - begin) / len(few)
         rows.append(("time on one core", _duration(each * total)))
         rows += [("cannot be read", reason) for reason in unusable if reason]
@@ -149,8 +149,7 @@ def finetune(params: Params, prepared: Path, best_plan: Path) -> None:
     plans = 2
     if best_plan.exists():
         blocks = tuple(block_sizes(params.model.backbone, expected.classes))
-        found = read_plans(best_plan, blocks)
-        plans = len({plan for _, plan in found.values()})
+        plans = len({plan for _, plan in read_plans(best_plan, blocks).values()})
     runs = plans * len(section.training_seeds)
     cost, rows = _cost(params, section, expected)
     whole = {split: float(expected.count(split)) for split in ("train", "validation")}

@@ -138,14 +138,14 @@ def run(
 
 def _seed_files(seeds: Path, training_seeds: Sequence[int]) -> dict[str, list[Path]]:
     """Role → weights of each of its runs; a recipe that won was trained once, as the winner."""
-    found: dict[str, list[Path]] = {}
+    weights: dict[str, list[Path]] = {}
     for role in ("winner", "best_recipe"):
         files = [seed_file(seeds, role, seed) for seed in training_seeds]
-        found[role] = files if files[0].exists() else found.get("winner", files)
-        for file in found[role]:
+        weights[role] = files if files[0].exists() else weights.get("winner", files)
+        for file in weights[role]:
             if not file.exists():
                 raise FileNotFoundError(f"there is no {file}; run the finetune stage again")
-    return found
+    return weights
 
 
 def _predictions(
@@ -223,10 +223,10 @@ def _write_predictions(
         {
             "path": images.paths[index],
             "label": images.classes[images.labels[index]],
-            "predicted": images.classes[own.argmax()],
-            "probability": f"{own.max():.6f}",
+            "predicted": images.classes[output.argmax()],
+            "probability": f"{output.max():.6f}",
         }
-        for index, own in zip(indices.tolist(), probabilities, strict=True)
+        for index, output in zip(indices.tolist(), probabilities, strict=True)
     ]
     write_csv(files.predictions, rows, ["path", "label", "predicted", "probability"])
     confusion = [{"actual": row["label"], "predicted": row["predicted"]} for row in rows]
@@ -252,7 +252,7 @@ def _print_summary(card: ModelCard, metrics: dict[str, Any], base_lr: float) -> 
         ),
         (
             "accuracy over all seeds",
-            *(_mean_and_sd(own["over_seeds"]) for own in (metrics, recipe)),
+            *(_mean_and_sd(measured["over_seeds"]) for measured in (metrics, recipe)),
         ),
         *(
             (name.replace("_", " "), f"{metrics[name]:.4f}", f"{recipe[name]:.4f}")

@@ -133,18 +133,18 @@ def _digests(repo: Repo, files: Iterable[Path]) -> dict[Path, str]:
             info = repo.fs.info(name)
             if info["type"] == "file":
                 infos[name] = info
-    found = {}
+    digests = {}
     fresh = []
     for name, _, hashed in repo.state.get_many(infos, repo.fs, infos):
         if hashed is not None and hashed.name == "md5":
-            found[name] = str(hashed.value)
+            digests[name] = str(hashed.value)
         else:
             fresh.append(name)
     hashes = []
     for name in tqdm(fresh, desc="inputs", unit="file", delay=1):
         with suppress(OSError):  # it may not be ours to read
             _, hashed = hash_file(name, repo.fs, "md5", info=infos[name])
-            found[name] = str(hashed.value)
+            digests[name] = str(hashed.value)
             hashes.append((name, hashed, infos[name]))
     repo.state.save_many(hashes, repo.fs)
-    return {file: found[name] for file, name in names.items() if name in found}
+    return {file: digests[name] for file, name in names.items() if name in digests}

@@ -323,6 +323,6 @@ def _suggestion(keys: list[str]) -> str:
         if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
             return ""
         section = annotation
-    known = list(section.model_fields)
-    near = get_close_matches(keys[-1], known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known) or 'none'}"
+    names = list(section.model_fields)
+    near = get_close_matches(keys[-1], names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(names) or 'none'}"

@@ -83,7 +83,7 @@ def _print_rejected(prepared: PreparedImages, out: Path) -> None:
     rejected = prepared.rejected()
     if not rejected:
         return
-    by_kind = Counter(one.kind for one in rejected)
+    by_kind = Counter(file.kind for file in rejected)
     said = {
         "unusable": "{} cannot be read",
         "contradiction": "{} are in two classes at once",
@@ -91,5 +91,5 @@ def _print_rejected(prepared: PreparedImages, out: Path) -> None:
     }
     kinds = ", ".join(text.format(by_kind[k]) for k, text in said.items() if by_kind[k])
     print(f"Left out ({kinds}); {out / 'rejected.csv'} has them all:")
-    rows = [(one.path, one.label, one.split, one.reason) for one in rejected[:SHOWN_REASONS]]
+    rows = [(file.path, file.label, file.split, file.reason) for file in rejected[:SHOWN_REASONS]]
     print_table("", ["image", "class", "split", "why"], rows)

@@ -73,8 +73,8 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         _Progress(section, sum(sizes.values()), tracked, optimizer.planned_evaluations) as progress,
     ):
         evaluated = [progress.show(told) for told in evolve(optimizer, section, runs)]
-        found = contenders(optimizer, section, blocks)
-        confirmed = [progress.confirm(plan) for plan in confirm(found, section, runs)]
+        chosen = contenders(optimizer, section, blocks)
+        confirmed = [progress.confirm(plan) for plan in confirm(chosen, section, runs)]
         result = search_result(evaluated, confirmed)
         headline = _headline(result, sum(sizes.values()))
         evaluations = _write(result, files, sum(sizes.values()), headline, shop.compute)

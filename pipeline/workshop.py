@@ -101,8 +101,8 @@ class Workshop:
             compute=self.compute,
             feature_cache_bytes=cache // self.workers,
         )
-        own = self.params.runtime.workers == 0
-        return InProcess(setup) if own else WorkerPool(setup, self.workers)
+        in_process = self.params.runtime.workers == 0
+        return InProcess(setup) if in_process else WorkerPool(setup, self.workers)
 
 
 def track_attempts(tracked: StageRun, attempts: list[Attempt]) -> None:

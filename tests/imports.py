@@ -12,13 +12,13 @@ PACKAGES = ("biotune", "pipeline", "stages")
 
 def modules() -> dict[str, Path]:
     """Every module of ours, by name; a package is its ``__init__.py``."""
-    found = {}
+    paths = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def imported_by(path: Path) -> set[str]:
@@ -26,17 +26,17 @@ def imported_by(path: Path) -> set[str]:
 
     What is imported for types alone is left out: it decides nothing at run time.
     """
-    known = modules()
-    found: set[str] = set()
+    ours = modules()
+    imported: set[str] = set()
     for node in _nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names
-            if not names <= known.keys():  # some of them are names inside the module
-                found.add(node.module)
-    return found & known.keys()
+            imported |= names
+            if not names <= ours.keys():  # some of them are names inside the module
+                imported.add(node.module)
+    return imported & ours.keys()
 
 
 def closure(name: str, without: Collection[str] = ()) -> set[str]:
@@ -45,14 +45,14 @@ def closure(name: str, without: Collection[str] = ()) -> set[str]:
     A package's ``__init__.py`` counts only where a name is imported from it: by itself it holds
     none but what it passes on.
     """
-    known, todo, found = modules(), [name], set()
+    ours, todo, reached = modules(), [name], set()
     while todo:
         module = todo.pop()
-        if module in found or module in without:
+        if module in reached or module in without:
             continue
-        found.add(module)
-        todo += imported_by(known[module])
-    return found
+        reached.add(module)
+        todo += imported_by(ours[module])
+    return reached
 
 
 def _nodes(tree: ast.AST) -> list[ast.AST]:

@@ -68,7 +68,7 @@ class MlflowServer:
 def all_runs(uri: str) -> list[Run]:
     """Every run that a store has."""
     client = MlflowClient(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, max_results=5000))
 
 

@@ -61,7 +61,7 @@ class Fault:
 
 def read_faults(path: Path) -> list[Fault]:
     """All that a list holds; the module's docstring says how it is written."""
-    lines = [one for one in path.read_text(encoding="utf-8").splitlines() if one[:1] != "#"]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     entries = [entry.splitlines() for entry in "\n".join(lines).split("\n\n") if entry.strip()]
     return [_fault([line for line in entry if line]) for entry in entries]
 
@@ -86,7 +86,8 @@ def check_found(tree: Path, faults: Sequence[Fault]) -> None:
         if not (tree / fault.file).is_file():
             sys.exit(f"{LIST}: there is no {fault.file}")
     counts = {
-        one: (tree / one.file).read_text(encoding="utf-8").count(one.source) for one in faults
+        fault: (tree / fault.file).read_text(encoding="utf-8").count(fault.source)
+        for fault in faults
     }
     rotten = [f"  {fault} ({count} times)" for fault, count in counts.items() if count != 1]
     if rotten:

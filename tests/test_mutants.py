@@ -52,8 +52,8 @@ def start(tree: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def content_of(tree: Path) -> dict[Path, bytes]:
-    inside = (one for one in tree.rglob("*") if ".git" not in one.parts and one.is_file())
-    return {one: one.read_bytes() for one in inside}
+    inside = (path for path in tree.rglob("*") if ".git" not in path.parts and path.is_file())
+    return {path: path.read_bytes() for path in inside}
 
 
 def test_it_says_what_was_noticed_and_what_was_not_and_leaves_all_as_it_was(tree: Path) -> None:

@@ -114,7 +114,7 @@ def contenders(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -
     ]
 
 
-def confirm(found: Sequence[Contender], params: SearchParams, runs: Runs) -> Iterator[Confirmation]:
+def confirm(top: Sequence[Contender], params: SearchParams, runs: Runs) -> Iterator[Confirmation]:
     """Train contenders on fresh seeds, and yield each as soon as it needs no more.
 
     With ``racing``, the best plan alone is confirmed, beside the recipe that it is held against.
@@ -122,15 +122,15 @@ def confirm(found: Sequence[Contender], params: SearchParams, runs: Runs) -> Ite
     the recipe after two fresh seeds, neither gets more: it would hardly come to lead clearly.
 
     Args:
-        found: the best recipe first; see :func:`contenders`.
+        top: the best recipe first; see :func:`contenders`.
         params: the ``search`` section.
         runs: trains.
     """
     stand = _Confirming(params, runs)
     if not params.racing:
-        yield from stand.train(found, CONFIRMATION_SEEDS)
+        yield from stand.train(top, CONFIRMATION_SEEDS)
         return
-    recipe, *plans = found
+    recipe, *plans = top
     stand.train_all(plans, max(0, EVIDENCE - len(params.training_seeds)))
     going_on = [recipe, *sorted(plans, key=stand.judged)[:1]]
     yield from (stand.done[plan] for plan in plans if plan in stand.done and plan not in going_on)
@@ -156,7 +156,7 @@ class _Confirming:
 
     def train(self, chosen: Sequence[Contender], seeds: int) -> Iterator[Confirmation]:
         """The same; each that needed more as soon as it has them."""
-        earlier = {one: self.done[one].runs if one in self.done else () for one in chosen}
+        earlier = {plan: self.done[plan].runs if plan in self.done else () for plan in chosen}
         missing = {
             contender: at_once(self._tasks(contender)[len(its_runs) : seeds])
             for contender, its_runs in earlier.items()
@@ -208,7 +208,7 @@ def _best_recipe(search: Optimizer, params: SearchParams, blocks: Sequence[str])
     if tried:
         place = {candidate.id: rank for rank, candidate in enumerate(search.ranked)}
         # With several folds, recipes that did not last are in no ranking; they share fold 0.
-        best = min(tried, key=lambda one: (place.get(one.id, len(place)), one.rank_key))
+        best = min(tried, key=lambda recipe: (place.get(recipe.id, len(place)), recipe.rank_key))
         return Contender(str(best.recipe), best.plan, best, recipe=True)
     first = recipes(blocks, params.head)[0]
     plan = decode(first.genome, blocks, params.head)

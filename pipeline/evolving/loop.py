@@ -153,5 +153,5 @@ def search_result(
 def _confirmation_rank(confirmation: Confirmation) -> tuple[object, ...]:
     """Sorts the best first; the recipe wins what is equal in every respect."""
     candidate = confirmation.candidate
-    found = (confirmation.evaluation.rank_key, not confirmation.recipe)
-    return (confirmation.dropped, *found, candidate.rank_key if candidate else ())
+    key = (confirmation.evaluation.rank_key, not confirmation.recipe)
+    return (confirmation.dropped, *key, candidate.rank_key if candidate else ())

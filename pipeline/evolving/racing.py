@@ -268,11 +268,11 @@ def start_race(
     )
 
 
-def _seed_spread(known: Sequence[Sequence[TrainingRun]]) -> float:
+def _seed_spread(trainings: Sequence[Sequence[TrainingRun]]) -> float:
     """Pooled over the candidates; 0 where each has one seed."""
     groups = [
         [math.log(1 - max(run.curve.validation_score) + SMALLEST_ERROR) for run in runs]
-        for runs in known
+        for runs in trainings
     ]
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum(float(np.var(group)) * len(group) for group in groups)

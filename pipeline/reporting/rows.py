@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pipeline.trials.runs import TrainingRun
 
 
-def evaluation_row(one: EvaluatedCandidate, total_parameters: int) -> dict[str, Any]:
+def evaluation_row(told: EvaluatedCandidate, total_parameters: int) -> dict[str, Any]:
     """One row of ``evaluations.csv``: a function of the search's inputs alone.
 
     So it does not say what the store knew from an earlier search, nor how long anything took; that
     is in MLflow. ``repeat_of`` is the earlier candidate of this search with the same plan and fold.
     """
-    candidate = one.candidate
+    candidate = told.candidate
     genes = zip(candidate.plan, candidate.genome.importances.tolist(), strict=True)
     return {
         "id": candidate.id,
@@ -29,41 +29,41 @@ def evaluation_row(one: EvaluatedCandidate, total_parameters: int) -> dict[str, 
         "parents": " ".join(map(str, candidate.parents)),
         "fold": candidate.fold,
         **_scores(candidate.evaluation, total_parameters),
-        "reason": _reason(one.runs, candidate.evaluation),
-        "runs": len(one.runs),
-        "epochs": one.epochs,
-        "repeat_of": one.repeat_of,
+        "reason": _reason(told.runs, candidate.evaluation),
+        "runs": len(told.runs),
+        "epochs": told.epochs,
+        "repeat_of": told.repeat_of,
         **_multipliers(candidate.plan),
         **{f"importance.{block}": gene for block, gene in genes},
         "threshold": candidate.genome.threshold,
     }
 
 
-def confirmation_row(one: Confirmation, total_parameters: int) -> dict[str, Any]:
+def confirmation_row(confirmation: Confirmation, total_parameters: int) -> dict[str, Any]:
     """One row of ``confirmations.csv``."""
     return {
-        "name": one.name,
-        "is_recipe": one.recipe,
-        "seeds": len(one.runs),
-        **_scores(one.evaluation, total_parameters),
-        "reason": _reason(one.runs, one.evaluation),
-        **_multipliers(one.plan),
+        "name": confirmation.name,
+        "is_recipe": confirmation.recipe,
+        "seeds": len(confirmation.runs),
+        **_scores(confirmation.evaluation, total_parameters),
+        "reason": _reason(confirmation.runs, confirmation.evaluation),
+        **_multipliers(confirmation.plan),
     }
 
 
-def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: int) -> TrackedRun:
+def tracked_genome(told: EvaluatedCandidate, base_lr: float, total_parameters: int) -> TrackedRun:
     """A candidate as an MLflow run: what it is, where it came from, every epoch of every seed."""
-    candidate = one.candidate
+    candidate = told.candidate
     scores = _scores(candidate.evaluation, total_parameters)
     curves = {}
-    for run in one.runs:
+    for run in told.runs:
         curves[f"seed{run.task.seed}.train_loss"] = run.curve.train_loss
         curves[f"seed{run.task.seed}.validation_score"] = run.curve.validation_score
         curves[f"seed{run.task.seed}.validation_brier"] = run.curve.validation_brier
-    trained = sum(run.curve.seconds for run in one.runs if not run.from_store)
+    trained = sum(run.curve.seconds for run in told.runs if not run.from_store)
     # What was stopped may have been trained further when its plan came again.
-    repeated = one.repeat_of is not None and candidate.finished
-    known = repeated or all(run.from_store for run in one.runs)
+    repeated = told.repeat_of is not None and candidate.finished
+    store_hit = repeated or all(run.from_store for run in told.runs)
     return TrackedRun(
         name=f"genome {candidate.id}",
         params={
@@ -78,7 +78,7 @@ def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: in
         },
         metrics={
             **{k: v for k, v in scores.items() if isinstance(v, int | float)},
-            "seconds": sum(run.curve.seconds for run in one.runs),
+            "seconds": sum(run.curve.seconds for run in told.runs),
         },
         curves=curves,
         tags={
@@ -86,8 +86,8 @@ def tracked_genome(one: EvaluatedCandidate, base_lr: float, total_parameters: in
             "biotune.candidate": str(candidate.id),
             "biotune.origin": candidate.origin,
             "biotune.outcome": str(scores["outcome"]),
-            "biotune.reason": _reason(one.runs, candidate.evaluation) or "none",
-            "biotune.store_hit": str(known).lower(),
+            "biotune.reason": _reason(told.runs, candidate.evaluation) or "none",
+            "biotune.store_hit": str(store_hit).lower(),
         },
         seconds=trained,
     )

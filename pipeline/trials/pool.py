@@ -59,7 +59,8 @@ class WorkerPool:
     ) -> None:
         self._waiting: deque[_Waiting] = deque()
         self._busy: dict[Worker, _Waiting] = {}
-        self._idle = [worker(setup, one) for one in worker_devices(setup.compute.device, workers)]
+        devices = worker_devices(setup.compute.device, workers)
+        self._idle = [worker(setup, device) for device in devices]
 
     def __enter__(self) -> Self:
         return self

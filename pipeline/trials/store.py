@@ -61,11 +61,11 @@ class EvaluationStore:
         A run that was stopped by other thresholds answers this one only if this one's would have
         stopped it as well, no later. An entry that is damaged is said, and is not known.
         """
-        known = self._read(task)
-        if known is None or known.outcome != "stopped":
-            return None if known is None else known.raced(task.must_reach)
-        epochs = stopping_epoch(known.validation_score, task.must_reach)
-        return None if epochs is None else known.up_to(epochs)
+        stored = self._read(task)
+        if stored is None or stored.outcome != "stopped":
+            return None if stored is None else stored.raced(task.must_reach)
+        epochs = stopping_epoch(stored.validation_score, task.must_reach)
+        return None if epochs is None else stored.up_to(epochs)
 
     def put(self, task: TrainingTask, curve: LearningCurve) -> None:
         """Keep a finished, diverged or stopped run; it is on disk when this returns.
@@ -77,10 +77,10 @@ class EvaluationStore:
             return
         with self._explained(), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # another search may be writing the same
-            known = self._read(task)
-            if curve.outcome == "stopped" and known is not None:
-                longer = len(curve.validation_score) > len(known.validation_score)
-                if known.outcome != "stopped" or not longer:
+            stored = self._read(task)
+            if curve.outcome == "stopped" and stored is not None:
+                longer = len(curve.validation_score) > len(stored.validation_score)
+                if stored.outcome != "stopped" or not longer:
                     return
             key, text = self.key(task), json.dumps(asdict(curve)).encode()
             self._database.execute(
@@ -125,17 +125,17 @@ class EvaluationStore:
         return self._curve(row[0])
 
     def _curve(self, text: bytes) -> LearningCurve:
-        known: dict[str, Any] = json.loads(text)
+        stored: dict[str, Any] = json.loads(text)
         wanted = {field.name for field in fields(LearningCurve)}
-        if known.keys() != wanted:
-            different = ", ".join(sorted(known.keys() ^ wanted))
+        if stored.keys() != wanted:
+            different = ", ".join(sorted(stored.keys() ^ wanted))
             raise PipelineError(
                 f"{self._path} holds a curve that another BioTune has written ({different}): use "
                 "that one, or another BIOTUNE_HOME"
             )
         for name in ("train_loss", "validation_score", "validation_brier"):
-            known[name] = tuple(known[name])
-        return LearningCurve(**known)
+            stored[name] = tuple(stored[name])
+        return LearningCurve(**stored)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -66,15 +66,15 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _make_tables(database: sqlite3.Connection, path: Path) -> None:
-    (known,) = database.execute("PRAGMA user_version").fetchone()
-    if known > FORMAT:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > FORMAT:
         raise PipelineError(
-            f"{path} was written by a newer BioTune (format {known}, this one knows {FORMAT}): use "
-            "that one, or another BIOTUNE_HOME"
+            f"{path} was written by a newer BioTune (format {version}, this one knows {FORMAT}): "
+            "use that one, or another BIOTUNE_HOME"
         )
     for table, columns in _TABLES.items():
         database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(columns)})")
-    if known < FORMAT:  # a new file's is 0
+    if version < FORMAT:  # a new file's is 0
         database.execute(f"PRAGMA user_version = {FORMAT}")
 
 
@@ -82,11 +82,11 @@ def _is_sound(path: Path) -> bool:
     """Whether SQLite finds nothing wrong; a few microseconds for each entry."""
     try:
         with closing(_connect(path)) as database:
-            ((known,),) = database.execute("PRAGMA user_version")
-            found = database.execute("PRAGMA integrity_check").fetchall()
+            ((version,),) = database.execute("PRAGMA user_version")
+            report = database.execute("PRAGMA integrity_check").fetchall()
         with path.open("rb") as stream:
             header = stream.read(len(_HEADER))  # SQLite itself lets some of it pass
-        return found == [("ok",)] and header == _HEADER and 0 <= known < _MOST_FORMATS
+        return report == [("ok",)] and header == _HEADER and 0 <= version < _MOST_FORMATS
     except sqlite3.OperationalError as error:
         if error.sqlite_errorname != "SQLITE_ERROR":  # that is a header that makes no sense
             raise  # no permission, no space, or another process that does not let go
@@ -136,8 +136,8 @@ def _copy(path: Path, made: sqlite3.Connection, table: str) -> int:
     for row in _readable(path, table, names):
         values: list[object] = [(value or b"").decode(errors="replace") for value in row]
         if table == "curves":
-            key, _, curve, known = row
-            if curve is None or known != checksum((key or b"").decode(errors="replace"), curve):
+            key, _, curve, digest = row
+            if curve is None or digest != checksum((key or b"").decode(errors="replace"), curve):
                 continue
             values[names.index("curve")] = curve
             copied += 1

@@ -59,17 +59,17 @@ def test_a_planted_fault_gives_exit_code_1_and_the_other_sections_go_on(
     arguments = ["--device", "cpu", "--tiny", "--json", str(file)]
     done = CliRunner().invoke(command.main, arguments)
     assert done.exit_code == 1, done.output
-    found = json.loads(file.read_text())["sections"]
-    assert {name: report["status"] for name, report in found.items()} == {
+    reports = json.loads(file.read_text())["sections"]
+    assert {name: report["status"] for name, report in reports.items()} == {
         **dict.fromkeys(sections, "failed"),
         "last": "passed",
     }
-    assert found["first"]["faults"] == ["RuntimeError: planted"]
-    assert found["second"]["faults"] == ["the first network: RuntimeError: planted, too"]
-    assert [row["ms"] for row in found["second"]["rows"]] == [2.5, 3.5]
-    assert found["third"]["faults"] == ["its process ended by itself, with 7"]
-    assert found["fourth"]["faults"] == ["it has found nothing"]
-    assert found["last"]["rows"] == [{"what": "a figure", "ms": 1.5}]
+    assert reports["first"]["faults"] == ["RuntimeError: planted"]
+    assert reports["second"]["faults"] == ["the first network: RuntimeError: planted, too"]
+    assert [row["ms"] for row in reports["second"]["rows"]] == [2.5, 3.5]
+    assert reports["third"]["faults"] == ["its process ended by itself, with 7"]
+    assert reports["fourth"]["faults"] == ["it has found nothing"]
+    assert reports["last"]["rows"] == [{"what": "a figure", "ms": 1.5}]
     assert done.stdout.count("\n## ") == len(sections)
     assert "**Fault:** RuntimeError: planted\n" in done.stdout
     assert "a library prints" not in done.stdout
@@ -207,8 +207,8 @@ def test_all_of_it_runs_on_a_cpu_in_small(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nEvery section passed.\n")
-    found = json.loads(file.read_text())["sections"]
-    assert list(found) == list(command.SECTIONS)
-    assert all(report["rows"] for report in found.values())
-    assert done.stderr.count("passed after") == len(found)
+    reports = json.loads(file.read_text())["sections"]
+    assert list(reports) == list(command.SECTIONS)
+    assert all(report["rows"] for report in reports.values())
+    assert done.stderr.count("passed after") == len(reports)
     assert list(tmp_path.glob("tmp*")) == []  # nothing of its own is left

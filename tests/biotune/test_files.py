@@ -47,8 +47,8 @@ def scratches(folder: Path) -> list[Path]:
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     others = [tmp_path / name for name in (".plan.json.old.partial", ".plan.json.12.partial")]
-    for one in others:
-        one.mkdir()
+    for other in others:
+        other.mkdir()
     with another_process(path) as process:
         (living,) = set(scratches(tmp_path)) - set(others)
         with scratch_beside(path):
@@ -138,10 +138,10 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(
     fresh.mkdir()
     rename = Path.rename
 
-    def stubborn(own: Path, target: Path) -> Path:
-        if own == fresh:
+    def stubborn(source: Path, target: Path) -> Path:
+        if source == fresh:
             raise OSError("no")
-        return rename(own, target)
+        return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", stubborn)
     with pytest.raises(OSError, match="no"):

@@ -91,7 +91,7 @@ def test_evaluations_are_ordered_by_outcome_fitness_brier_and_parameters() -> No
         Evaluation(math.inf, outcome="diverged"),
     ]
     worst_first = best_first[::-1]
-    assert sorted(worst_first, key=lambda one: one.rank_key) == best_first
+    assert sorted(worst_first, key=lambda evaluation: evaluation.rank_key) == best_first
 
 
 def test_an_evaluation_refuses_what_is_no_score() -> None:

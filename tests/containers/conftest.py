@@ -49,5 +49,5 @@ def reproduced(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Repr
 
 def files(folder: Path) -> list[str]:
     """Every file below a folder, but git's own."""
-    found = (path.relative_to(folder) for path in folder.rglob("*"))
-    return [path.as_posix() for path in found if path.parts[0] != ".git"]
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    return [path.as_posix() for path in paths if path.parts[0] != ".git"]

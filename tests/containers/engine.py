@@ -74,8 +74,8 @@ class Engine:
 
     def inspect(self, image: str) -> dict[str, Any]:
         """What podman knows of an image."""
-        found: dict[str, Any] = json.loads(self.run("image", "inspect", image).stdout)[0]
-        return found
+        description: dict[str, Any] = json.loads(self.run("image", "inspect", image).stdout)[0]
+        return description
 
     def containers(self) -> list[str]:
         """The ids of all that there are, running or not."""

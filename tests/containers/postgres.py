@@ -13,8 +13,8 @@ from tempfile import mkdtemp
 def find_postgres() -> Path | None:
     """The folder of ``initdb`` and ``pg_ctl``: Debian keeps them off the PATH."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = installed[-1] if installed else shutil.which("initdb")
-    return Path(found).parent if found else None
+    initdb = installed[-1] if installed else shutil.which("initdb")
+    return Path(initdb).parent if initdb else None
 
 
 def free_port() -> int:

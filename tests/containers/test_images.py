@@ -78,9 +78,9 @@ def test_nothing_of_the_machine_that_built_it_is_in_an_image(engine: Engine) -> 
     script = "ls -A /wheelhouse /run/secrets /source /opt/biotune /etc/pip.conf 2>/dev/null; true"
     for name in IMAGES:
         done = engine.run("run", *ANYBODY, "--entrypoint", "sh", name, "-c", script)
-        found = set(done.stdout.split())
-        assert not {one for one in found if one.endswith((".whl", ".crt", ".conf"))}
-        assert not {"pip_conf", "ca_bundle", ".git", "tests", ".venv", "data"} & found
+        present = set(done.stdout.split())
+        assert not {file for file in present if file.endswith((".whl", ".crt", ".conf"))}
+        assert not {"pip_conf", "ca_bundle", ".git", "tests", ".venv", "data"} & present
     history = json.dumps(engine.run("history", "--no-trunc", "biotune-pipeline").stdout)
     assert str(ROOT) not in history
     assert str(engine.cache) not in history

@@ -111,7 +111,7 @@ def test_it_holds_the_runs_after_a_restart_of_both(
     assert len(before) == 2 + len(evaluations) - 1  # the pipeline, its search, every candidate
     (search,) = [run for run in all_runs(server.uri) if "biotune.stage" in run.data.tags]
     plots = [
-        one.path for one in MlflowClient(server.uri).list_artifacts(search.info.run_id, "plots")
+        plot.path for plot in MlflowClient(server.uri).list_artifacts(search.info.run_id, "plots")
     ]
     points = metric_points(server.uri, search)
     assert plots
@@ -127,6 +127,6 @@ def test_it_holds_the_runs_after_a_restart_of_both(
         key: data.to_dictionary() for key, data in before.items()
     }
     client = MlflowClient(server.uri)
-    assert [one.path for one in client.list_artifacts(search.info.run_id, "plots")] == plots
+    assert [plot.path for plot in client.list_artifacts(search.info.run_id, "plots")] == plots
     assert Path(client.download_artifacts(search.info.run_id, plots[0])).stat().st_size > 0
     assert metric_points(server.uri, search) == points

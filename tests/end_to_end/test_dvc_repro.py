@@ -87,7 +87,7 @@ def test_a_temporary_experiment_keeps_its_runs_and_finds_what_was_trained(clone:
     assert yaml.safe_load((clone.folder / "params.yaml").read_text()) == tiny_params(**PICTURES)
     shown = json.loads(clone.run("dvc", "exp", "show", "--json"))
     tried = [experiment["revs"][0]["data"]["params"] for experiment in shown[1]["experiments"]]
-    assert [one["params.yaml"]["data"]["search"]["generations"] for one in tried] == [0]
+    assert [params["params.yaml"]["data"]["search"]["generations"] for params in tried] == [0]
 
 
 def test_an_experiment_in_the_workspace_searches_with_its_parameter(clone: Clone) -> None:

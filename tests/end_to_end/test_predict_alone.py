@@ -73,7 +73,7 @@ def pngs(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_no_torch_and_no_stage(alone: Alone) -> None:
     listed = alone.run("python", "-m", "pip", "list", "--format", "json").stdout
-    names = {one["name"].lower() for one in json.loads(listed)}
+    names = {package["name"].lower() for package in json.loads(listed)}
     assert {"biotune", "numpy", "pillow", "onnxruntime", "click"} <= names
     assert not names & {"torch", "torchvision", "timm", "onnx", "mlflow", "dvc", "scikit-learn"}
     said = alone.run("biotune", "--help").stdout.decode()
@@ -146,7 +146,7 @@ def test_a_bundle_is_verified_there(alone: Alone, exported: Exported, tmp_path: 
     write_samples(tmp_path / "samples.npz", samples, {"model.onnx": answers})
     labels = json.dumps({"classes": list(exported.card.classes)})
     (tmp_path / "labels.json").write_text(labels, encoding="utf-8")
-    files = {one.name: describe_file(one) for one in tmp_path.iterdir()}
+    files = {file.name: describe_file(file) for file in tmp_path.iterdir()}
     (tmp_path / "verification.json").write_text(json.dumps({"files": files}))
     done = alone.run("biotune", "verify", str(tmp_path / "model.onnx"))
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
@@ -167,9 +167,9 @@ def test_earlier_runtimes_load_it_and_say_the_same(
     words = ["predict", str(exported.path), str(pngs), "--format", "csv"]
     done = alone.run("python", "-c", script, *words)
     assert done.returncode == 0, done.stderr.decode()
-    first, _, found = done.stdout.decode().partition("\n")
+    first, _, table = done.stdout.decode().partition("\n")
     assert first.startswith(f"{version}.")
     expected = alone.run("biotune", *words).stdout.decode()
-    assert [row.split(",")[1] for row in found.splitlines()] == [
+    assert [row.split(",")[1] for row in table.splitlines()] == [
         row.split(",")[1] for row in expected.splitlines()
     ]

@@ -32,7 +32,7 @@ def test_the_wheel_with_its_extra_serves_the_page_and_answers(
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     lock = ROOT / "requirements.lock"
     pip(environment / "bin/python", "install", "-c", str(lock), f"{wheel}[serve]")
-    installed = {one.name.partition("-")[0] for one in environment.glob("lib/*/site-packages/*")}
+    installed = {path.name.partition("-")[0] for path in environment.glob("lib/*/site-packages/*")}
     assert not {"torch", "mlflow", "dvc", "sklearn", "onnx"} & installed
 
     image = BytesIO()

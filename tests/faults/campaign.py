@@ -67,7 +67,7 @@ class Run:
 
     def workers(self) -> list[int]:
         """Process ids of its workers that are at work."""
-        found = []
+        pids = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
@@ -75,8 +75,8 @@ class Run:
             except OSError:  # gone meanwhile
                 continue
             if parent == self.process.pid and b"spawn_main" in command:
-                found.append(int(entry.name))
-        return found
+                pids.append(int(entry.name))
+        return pids
 
 
 def _as_in_a_terminal() -> None:
@@ -145,9 +145,9 @@ class Place:
                 return 0
         return int(count)
 
-    def wait_for(self, known: int, run: Run) -> None:
+    def wait_for(self, count: int, run: Run) -> None:
         """Wait until so many runs are in the store."""
-        while self.known() < known:
+        while self.known() < count:
             assert run.process.poll() is None, run.output
             time.sleep(0.05)
 

@@ -145,12 +145,12 @@ def test_a_full_disk_is_said_and_a_rerun_after_freeing_space_goes_on(
     assert run.wait() == 1, run.output
     assert "Traceback" not in run.output
     assert "free space" in run.output
-    known = place.known(home)
+    stored = place.known(home)
     filler.unlink()
     run = place.search(home=home)
     assert run.wait() == 0, run.output
     assert place.results() == reference.results
-    row.lost = max(0, known - place.known(home))
+    row.lost = max(0, stored - place.known(home))
     row.survived = 1
 
 

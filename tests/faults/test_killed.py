@@ -81,16 +81,16 @@ def test_an_end_while_mlflows_database_is_made_does_not_break_it(
     row = injected(f"{signal.Signals(number).name} while MLflow's database is made", times)
     for moment in range(times):
         # Each time with a home of its own: a database that is half made is there from the last.
-        one = Place(place.folder, place.home / str(moment))
-        run = one.search()
-        while not list(one.home.glob("**/mlflow.db")):
+        fresh = Place(place.folder, place.home / str(moment))
+        run = fresh.search()
+        while not list(fresh.home.glob("**/mlflow.db")):
             assert run.process.poll() is None, run.output
             time.sleep(0.01)
         time.sleep(0.4 * moment)
         run.kill(number)
         run.wait()
-        _all_closed(one)
-        names = [name for name, *_ in tracked(f"sqlite:///{one.home}/mlflow.db")]
+        _all_closed(fresh)
+        names = [name for name, *_ in tracked(f"sqlite:///{fresh.home}/mlflow.db")]
         assert names.count("search") == 1
         row.survived += 1
 
@@ -122,12 +122,12 @@ def test_a_signal_stops_it_within_seconds_and_it_goes_on(
     assert time.monotonic() - begun < 20, "PATIENCE allows five seconds, the machine may be busy"
     assert f"{word}. What had finished is kept: run the same command again" in run.output
     assert "Traceback" not in run.output
-    assert not [one for one in workers if Path(f"/proc/{one}").exists()], "a worker is left"
-    known = place.known()
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "a worker is left"
+    stored = place.known()
     run = place.search()
     assert run.wait() == 0, run.output
     assert place.results() == reference.results
-    row.lost = max(0, 3 - known)
+    row.lost = max(0, 3 - stored)
     place.finish("sync")  # on a busy machine five seconds are not enough to make a database in
     status = [s for name, s, *_ in tracked(f"sqlite:///{place.home}/mlflow.db") if name == "search"]
     assert sorted(status) == ["FINISHED", "KILLED"]
@@ -161,8 +161,8 @@ def test_a_killed_worker_costs_one_attempt_and_changes_nothing(
 ) -> None:
     row = injected("kill -9 of a worker process", 3)
     run = place.search()
-    for known in (2, 4, 6):
-        place.wait_for(known, run)
+    for count in (2, 4, 6):
+        place.wait_for(count, run)
         # One that is at work, not waiting for its next run or just starting.
         os.kill(max(run.workers(), key=processor_seconds), signal.SIGKILL)
     assert run.wait() == 0, run.output
@@ -192,7 +192,7 @@ def test_a_run_that_loses_every_worker_stops_the_search_with_the_reason(
     row = injected("kill -9 of every worker, again and again")
     run = place.search()
     place.wait_for(2, run)
-    known = place.known()
+    stored = place.known()
     while run.process.poll() is None:
         for worker in run.workers():
             os.kill(worker, signal.SIGKILL)
@@ -200,11 +200,11 @@ def test_a_run_that_loses_every_worker_stops_the_search_with_the_reason(
     assert run.process.returncode == 1
     assert "a training run was lost 3 times" in run.output
     database = f"sqlite:///{place.home / 'mlflow.db'}"
-    (lost,) = (one for one in all_runs(database) if one.info.run_name == "search")
+    (lost,) = (entry for entry in all_runs(database) if entry.info.run_name == "search")
     assert lost.info.status == "FAILED"
     assert "a training run was lost 3 times" in lost.data.tags["biotune.reason"]
     assert list((place.home / "mlartifacts").rglob("attempts.csv"))
-    row.lost = max(0, known - place.known())
+    row.lost = max(0, stored - place.known())
     run = place.search()
     assert run.wait() == 0, run.output
     assert place.results() == reference.results
@@ -335,7 +335,7 @@ def test_finetune_goes_on_from_its_last_finished_epoch(
     assert not list(place.home.glob("finetune/*")), "and keeps nothing that nobody needs"
     for name in ("model", "baseline"):  # only a loss that is shown was changed, no tensor
         file = f"{name}.safetensors"
-        written, expected = (load_file(one.out / file) for one in (again, whole))
+        written, expected = (load_file(finetuned.out / file) for finetuned in (again, whole))
         assert written.keys() == expected.keys()
         assert all(written[key].equal(expected[key]) for key in expected)
         assert (again.out / f"{name}.json").read_bytes() == (
@@ -349,9 +349,9 @@ def _with_marked_losses(file: Path) -> str:
     from biotune.finetuning.progress import Progress, ProgressFile
 
     progress = ProgressFile(file, file.stem)
-    known = progress.read()
-    assert known is not None
+    saved = progress.read()
+    assert saved is not None
     progress.write(
-        Progress(known.tensors, {**known.notes, "losses": [123.4567, *known.notes["losses"][1:]]})
+        Progress(saved.tensors, {**saved.notes, "losses": [123.4567, *saved.notes["losses"][1:]]})
     )
     return "123.4567"

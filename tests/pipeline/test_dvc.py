@@ -47,21 +47,21 @@ def test_the_stages_are_those_of_the_command_group(stages: dict[str, PipelineSta
 def test_a_stage_depends_on_the_rooms_that_decide_its_results(
     name: str, stages: dict[str, PipelineStage]
 ) -> None:
-    known = modules()
-    exempt = {module for module in known if f"{module}.".startswith(tuple(f"{r}." for r in EXEMPT))}
+    paths = modules()
+    exempt = {module for module in paths if f"{module}.".startswith(tuple(f"{r}." for r in EXEMPT))}
     # What params may name is listed elsewhere: its values decide, and are tracked as such.
     deciding = closure(f"pipeline.{name}", {*exempt, "pipeline.params"}) | {"pipeline.params"}
-    files = {known[module].relative_to(ROOT).as_posix() for module in deciding}
+    files = {paths[module].relative_to(ROOT).as_posix() for module in deciding}
     listed = {dep.def_path for dep in stages[name].deps if dep.def_path.startswith(PACKAGES)}
     missing = {file for file in files if not _covering(file, listed)}
     assert not missing, f"missing in dvc.yaml: {sorted(missing)}"
-    needless = listed - {one for file in files for one in _covering(file, listed)}
+    needless = listed - {dep for file in files for dep in _covering(file, listed)}
     assert not needless, f"nothing of these is imported: {sorted(needless)}"
 
 
 def _covering(file: str, listed: set[str]) -> set[str]:
     """Those of the listed files and folders that a file is, or is in."""
-    return {one for one in listed if file == one or file.startswith(f"{one}/")}
+    return {dep for dep in listed if file == dep or file.startswith(f"{dep}/")}
 
 
 def test_what_records_shows_or_serves_reruns_nothing(stages: dict[str, PipelineStage]) -> None:
@@ -83,8 +83,8 @@ def test_a_stage_depends_on_its_section_and_the_locked_environment(
 ) -> None:
     content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
     assert "requirements.lock" in content["deps"]
-    known = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert name in content["params"] or known[name] == {}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert name in content["params"] or params[name] == {}
 
 
 @pytest.mark.parametrize("name", STAGES)

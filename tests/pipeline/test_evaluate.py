@@ -124,11 +124,11 @@ def test_the_runs_of_a_plan_are_its_own(evaluated: Evaluated) -> None:
         role: [evaluated.scores(role, seed)["accuracy"] for seed in SEEDS] for role in PLANS
     }
     assert abs(np.mean(accuracies["winner"]) - np.mean(accuracies["best_recipe"])) > 0.01
-    for role, own in accuracies.items():
+    for role, values in accuracies.items():
         figures = evaluated.metrics if role == "winner" else evaluated.metrics["best_recipe"]
-        assert figures["accuracy"] == pytest.approx(own[SEEDS.index(KEPT[role])])
-        assert figures["over_seeds"]["accuracy_mean"] == pytest.approx(np.mean(own))
-        assert figures["over_seeds"]["accuracy_sd"] == pytest.approx(np.std(own, ddof=1))
+        assert figures["accuracy"] == pytest.approx(values[SEEDS.index(KEPT[role])])
+        assert figures["over_seeds"]["accuracy_mean"] == pytest.approx(np.mean(values))
+        assert figures["over_seeds"]["accuracy_sd"] == pytest.approx(np.std(values, ddof=1))
 
 
 def test_the_gain_is_of_the_differences_image_by_image(evaluated: Evaluated) -> None:

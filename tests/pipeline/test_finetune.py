@@ -109,7 +109,7 @@ def test_the_kept_model_is_the_run_that_validated_best(
 
 @pytest.mark.parametrize("role", CURVES)
 def test_the_best_seed_is_by_score_and_then_by_brier_in_any_order(role: str) -> None:
-    own = CURVES[role]
-    for seeds in (list(own), list(reversed(own))):
-        ordered = {seed: own[seed] for seed in seeds}
+    curves = CURVES[role]
+    for seeds in (list(curves), list(reversed(curves))):
+        ordered = {seed: curves[seed] for seed in seeds}
         assert Finetuned("x", None, ordered, {}).best_seed == BEST[role]  # type: ignore[arg-type]

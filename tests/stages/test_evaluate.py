@@ -32,14 +32,14 @@ def test_it_prints_the_winner_beside_the_best_recipe(pipeline: Pipeline) -> None
 
 def test_every_figure_is_there_and_follows_from_the_predictions(pipeline: Pipeline) -> None:
     metrics = json.loads((pipeline.artifacts / "evaluation/metrics.json").read_text())
-    for own in (metrics, metrics["best_recipe"]):
-        low, high = own["accuracy_interval_95"]
-        assert 0 <= low <= own["accuracy"] <= high <= 1
+    for figures in (metrics, metrics["best_recipe"]):
+        low, high = figures["accuracy_interval_95"]
+        assert 0 <= low <= figures["accuracy"] <= high <= 1
         for name in ("balanced_accuracy", "f1_macro", "average_precision_macro"):
-            assert 0 <= own[name] <= 1
-        assert -1 <= own["cohen_kappa"] <= 1
-        assert 0 <= own["expected_calibration_error"] <= 1
-        assert 0 < own["trained_share"] <= 1
+            assert 0 <= figures[name] <= 1
+        assert -1 <= figures["cohen_kappa"] <= 1
+        assert 0 <= figures["expected_calibration_error"] <= 1
+        assert 0 < figures["trained_share"] <= 1
     table = pd.read_csv(pipeline.artifacts / "evaluation/predictions.csv", dtype=str)
     assert list(table.columns) == ["path", "label", "predicted", "probability"]
     assert (table.label == table.predicted).mean() == pytest.approx(metrics["accuracy"])
@@ -90,12 +90,12 @@ def evaluate_into(folder: Path, *words: str) -> dict[str, bytes]:
 def test_every_file_is_the_same_with_any_number_of_workers(
     in_pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    found = []
+    outputs = []
     for workers in (1, 2):
         params = write_tiny_params(tmp_path / f"{workers}.yaml", runtime__workers=workers)
-        found.append(evaluate_into(tmp_path / f"{workers}", "--params", str(params)))
-    assert len(found[0]) == 4
-    assert found[0] == found[1]
+        outputs.append(evaluate_into(tmp_path / f"{workers}", "--params", str(params)))
+    assert len(outputs[0]) == 4
+    assert outputs[0] == outputs[1]
 
 
 def test_what_is_the_same_is_computed_once(in_pipeline: Pipeline, tmp_path: Path) -> None:

@@ -262,8 +262,8 @@ def test_mlflow_serves_the_champion(pipeline: Pipeline) -> None:
             f"{address}/invocations", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            (found,) = json.load(answer)["predictions"]["probabilities"]
-        assert np.abs(np.array(found) - expected).max() < 1e-5
+            (probabilities,) = json.load(answer)["predictions"]["probabilities"]
+        assert np.abs(np.array(probabilities) - expected).max() < 1e-5
     finally:
         with suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(server.pid, signal.SIGKILL)

@@ -115,12 +115,12 @@ def test_every_kind_of_mess_at_once_ends_as_documented(images: Path) -> None:
     assert prepared.classes == ("Käfer", "甲虫")
     assert {file.name for file in used} <= names
     assert len(prepared.paths) == len(set(prepared.paths)) == 40 + len(used)
-    found = rejected()
-    assert set(found) == {*unusable, "both a.png", "both b.png"}
+    left_out = rejected()
+    assert set(left_out) == {*unusable, "both a.png", "both b.png"}
     for name, reason in unusable.items():
-        assert found[name]["kind"] == "unusable"
-        assert reason in found[name]["reason"]
-    assert found["both a.png"]["kind"] == found["both b.png"]["kind"] == "contradiction"
+        assert left_out[name]["kind"] == "unusable"
+        assert reason in left_out[name]["reason"]
+    assert left_out["both a.png"]["kind"] == left_out["both b.png"]["kind"] == "contradiction"
     assert "6 cannot be read, 2 are in two classes at once" in result.output
     assert "Käfer/empty.png" in result.output
     assert "40 x 30" in result.output

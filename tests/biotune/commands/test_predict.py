@@ -44,10 +44,10 @@ def test_a_folder_becomes_a_table_of_labels_and_of_what_could_not_be_used(
     assert broken["error"] == "the file is no image that can be read"
     images = [DigitsSource().load(index) for index in range(20)]
     expected = Predictor(exported.path, device="cpu").probabilities(images)
-    found = {Path(row["path"]).name: row for row in rows if not row["error"]}
-    assert len(found) == 20
+    labelled = {Path(row["path"]).name: row for row in rows if not row["error"]}
+    assert len(labelled) == 20
     for index, probabilities in enumerate(expected):
-        row = found[f"{index:02d}.png"]
+        row = labelled[f"{index:02d}.png"]
         first, second = (-probabilities).argsort()[:2]
         assert row["label"] == exported.card.classes[first]
         assert row["label_2"] == exported.card.classes[second]

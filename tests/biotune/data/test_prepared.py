@@ -96,7 +96,7 @@ def test_the_files_say_the_same(tmp_path):
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("images.npy", "rejected.csv", "samples.csv")
     }
-    assert {name: one["sha256"] for name, one in dataset["files"].items()} == digests
+    assert {name: entry["sha256"] for name, entry in dataset["files"].items()} == digests
     both = digests["images.npy"] + digests["samples.csv"]
     assert prepared.fingerprint == hashlib.sha256(both.encode()).hexdigest()
 
@@ -301,7 +301,7 @@ def test_of_copies_in_two_splits_the_one_in_the_later_split_stays(tmp_path):
         train[3]: train[2],  # within a split, which harms nobody
     }
     prepared = prepare(tmp_path / "copies", source, max_rejected=0.0)
-    assert {(one.path, one.kind, one.reason) for one in prepared.rejected()} == {
+    assert {(image.path, image.kind, image.reason) for image in prepared.rejected()} == {
         (f"{train[0]}.png", "copy", f"a copy of the test image {test[0]}.png"),
         (f"{validation[0]}.png", "copy", f"a copy of the test image {test[0]}.png"),
         (f"{train[1]}.png", "copy", f"a copy of the validation image {validation[1]}.png"),
@@ -319,7 +319,7 @@ def test_a_picture_with_two_labels_is_left_out_wherever_it_is(tmp_path):
     source.copy_of = {1: 0}
     settings = {"train_images": 16, "validation_images": 12}
     prepared = prepare(tmp_path / "prepared", source, **settings)
-    assert [(one.path, one.kind, one.reason) for one in prepared.rejected()] == [
+    assert [(image.path, image.kind, image.reason) for image in prepared.rejected()] == [
         ("0.png", "contradiction", "the same picture is labelled oak: 1.png"),
         ("1.png", "contradiction", "the same picture is labelled ash, white: 0.png"),
     ]

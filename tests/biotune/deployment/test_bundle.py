@@ -34,7 +34,7 @@ def bundle(exported, tmp_path):
 
 
 def write_checksums(folder):
-    files = {one.name: describe_file(one) for one in folder.iterdir() if one.suffix != ".txt"}
+    files = {file.name: describe_file(file) for file in folder.iterdir() if file.suffix != ".txt"}
     files.pop("verification.json", None)
     (folder / "verification.json").write_text(json.dumps({"files": files}))
 
@@ -69,7 +69,7 @@ def test_a_flipped_bit_anywhere_is_found(bundle, name):
 def test_a_model_that_answers_otherwise_is_found_even_with_a_right_checksum(bundle):
     model = onnx.load(bundle / "model.onnx")
     (gemm,) = [node for node in model.graph.node if node.op_type == "Gemm"]
-    (bias,) = [one for one in model.graph.initializer if one.name == gemm.input[2]]
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == gemm.input[2]]
     values = onnx.numpy_helper.to_array(bias)[::-1].copy() + np.arange(10, dtype=np.float32)
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     onnx.save(model, bundle / "model.onnx")

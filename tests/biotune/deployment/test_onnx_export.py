@@ -62,8 +62,8 @@ def test_the_graph_agrees_with_torch_at_any_batch_height_and_width(
     assert probabilities.shape == (batch, 10)
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.abs(probabilities - expected).max() < tolerance
-    for one, next_one in pairwise(probabilities):
-        assert np.abs(one - next_one).max() > 5e-2
+    for answer, next_answer in pairwise(probabilities):
+        assert np.abs(answer - next_answer).max() > 5e-2
 
 
 def test_raw_images_get_the_labels_that_prepared_ones_get_in_training(exported, session):

@@ -41,8 +41,8 @@ def test_it_says_what_it_is(exported, predictor):
 def test_images_of_several_sizes_are_answered_in_their_order(exported, predictor):
     raw = [DigitsSource().load(index) for index in range(6)]
     scaled = [
-        np.array(Image.fromarray(one).resize((24, 16 + 8 * (index % 2))))
-        for index, one in enumerate(raw)
+        np.array(Image.fromarray(image).resize((24, 16 + 8 * (index % 2))))
+        for index, image in enumerate(raw)
     ]
     mixed = [image for pair in zip(raw, scaled, strict=True) for image in pair]
     together = predictor.probabilities(mixed)
@@ -59,17 +59,17 @@ def test_files_get_the_labels_that_training_would_give(exported, predictor, tmp_
     for row in rows:
         files.append(tmp_path / f"{row}.png")
         Image.fromarray(DigitsSource().load(int(row))).save(files[-1])
-    found = list(predictor.predict(files, batch_size=5))
+    predictions = list(predictor.predict(files, batch_size=5))
     expected = predict_probabilities(
         exported.backbone, ImageSubset(prepared.images, prepared.labels, rows)
     )
-    assert [one.source for one in found] == [str(file) for file in files]
-    for one, probabilities in zip(found, expected, strict=True):
-        label, probability = one.ranked[0]
+    assert [answer.source for answer in predictions] == [str(file) for file in files]
+    for answer, probabilities in zip(predictions, expected, strict=True):
+        label, probability = answer.ranked[0]
         assert label == exported.card.classes[probabilities.argmax()]
         assert probability == pytest.approx(probabilities.max(), abs=1e-4)
-        assert [p for _, p in one.ranked] == sorted((p for _, p in one.ranked), reverse=True)
-        assert {name for name, _ in one.ranked} == set(exported.card.classes)
+        assert [p for _, p in answer.ranked] == sorted((p for _, p in answer.ranked), reverse=True)
+        assert {name for name, _ in answer.ranked} == set(exported.card.classes)
 
 
 def test_what_cannot_be_used_is_answered_with_the_reason_and_stops_nothing(predictor, tmp_path):
@@ -83,15 +83,15 @@ def test_what_cannot_be_used_is_answered_with_the_reason_and_stops_nothing(predi
         tmp_path / "absent.png",
         ("again", good),
     ]
-    found = list(predictor.predict(images, batch_size=4))
-    reasons = [one.error for one in found]
+    predictions = list(predictor.predict(images, batch_size=4))
+    reasons = [answer.error for answer in predictions]
     assert reasons[0] == reasons[5] == ""
     assert "damaged" in reasons[1]
     assert "no image that can be read" in reasons[2]
     assert "is empty" in reasons[3]
     assert "no such file" in reasons[4]
-    assert found[0].ranked == found[5].ranked
-    assert not any(one.ranked for one in found[1:5])
+    assert predictions[0].ranked == predictions[5].ranked
+    assert not any(answer.ranked for answer in predictions[1:5])
 
 
 def test_a_limit_on_pixels_holds_before_anything_is_decoded(predictor):
@@ -195,7 +195,7 @@ def test_what_others_add_to_the_metadata_does_no_harm(exported, tmp_path):
 
 def with_metadata(model, file, changes):
     changed = onnx.load(model)
-    entries = {one.key: one.value for one in changed.metadata_props} | changes
+    entries = {entry.key: entry.value for entry in changed.metadata_props} | changes
     onnx.helper.set_model_props(changed, entries)
     onnx.save(changed, file)
     return file
@@ -212,8 +212,8 @@ def test_folders_globs_and_standard_input_are_found(tmp_path):
     for name in ("b/2.png", "b/1.JPG", "b/.hidden/3.png", "b/notes.txt", "c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = find_images((str(tmp_path / "b"), "-", str(tmp_path / "*.png")), io.BytesIO(b"content"))
-    assert found == [
+    files = find_images((str(tmp_path / "b"), "-", str(tmp_path / "*.png")), io.BytesIO(b"content"))
+    assert files == [
         tmp_path / "b/1.JPG",
         tmp_path / "b/2.png",
         ("-", b"content"),
@@ -231,7 +231,7 @@ def test_folders_globs_and_standard_input_are_found(tmp_path):
 
 
 def test_the_metadata_is_json(exported):
-    texts = {one.key: one.value for one in onnx.load(exported.path).metadata_props}
+    texts = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
     assert texts["format"] == "biotune-classifier/1"
     recipe = json.loads(texts["input"])
     assert recipe["crop"] is None

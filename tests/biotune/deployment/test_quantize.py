@@ -33,10 +33,10 @@ def answers(file, exported):
 
 
 def test_int8_gives_nearly_the_same_answers_from_a_third_of_the_bytes(exported, int8):
-    found, expected = answers(int8, exported), answers(exported.path, exported)
-    assert 0 < compare(found, expected).largest_difference < 0.5
-    assert np.abs(found - expected).mean() < 0.03
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.95
+    integers, expected = answers(int8, exported), answers(exported.path, exported)
+    assert 0 < compare(integers, expected).largest_difference < 0.5
+    assert np.abs(integers - expected).mean() < 0.03
+    assert np.corrcoef(integers.ravel(), expected.ravel())[0, 1] > 0.95
     assert int8.stat().st_size < exported.path.stat().st_size / 3
 
 
@@ -46,14 +46,12 @@ def test_all_layers_but_the_first_are_integers_and_the_resize_is_untouched(expor
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     quantized = [node for node in convolutions if node.input[0] in from_integers]
     assert len(quantized) == len(convolutions) - 1
-    weights = {one.name: one.data_type for one in graph.initializer}
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert Counter(weights.values())[onnx.TensorProto.INT8] >= len(quantized)
     (resize,) = [node for node in graph.node if node.op_type == "Resize"]
     assert resize.input[0] not in from_integers
     # Each channel of a convolution's output has its own scale.
-    scales = [
-        one.dims for one in graph.initializer if one.name.endswith("weight_scale") and one.dims
-    ]
+    scales = [t.dims for t in graph.initializer if t.name.endswith("weight_scale") and t.dims]
     assert any(dims[0] > 1 for dims in scales)
 
 
@@ -61,13 +59,13 @@ def test_no_processor_overflows(exported, int8):
     """Without VNNI two products are added in 16 bits, into which 2 x 255 x 64 still goes."""
     graph = onnx.load(int8).graph
     weights = [
-        onnx.numpy_helper.to_array(one).astype(int)
-        for one in graph.initializer
-        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1
+        onnx.numpy_helper.to_array(tensor).astype(int)
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     ]
     assert len(weights) == len([n for n in graph.node if n.op_type in ("Conv", "Gemm")]) - 1
     # Each layer uses the range, and none goes beyond: this holds for every processor.
-    assert {np.abs(one).max() for one in weights} <= {63, 64}
+    assert {np.abs(weight).max() for weight in weights} <= {63, 64}
     # And this one's own integers, which may overflow here if there is no VNNI.
     options = onnxruntime.SessionOptions()
     # Unoptimized, every layer computes in floats what its integers stand for, so nothing overflows.
@@ -75,10 +73,10 @@ def test_no_processor_overflows(exported, int8):
     exact = onnxruntime.InferenceSession(int8, options, providers=["CPUExecutionProvider"])
     rows = exported.prepared.indices("validation")
     (expected,) = exact.run(None, {"image": exported.prepared.images[rows]})
-    found = answers(int8, exported)
+    integers = answers(int8, exported)
     # Rounding alone, which integers do elsewhere than floats; one answer may lie on an edge.
-    assert np.abs(found - expected).mean() < 0.003
-    assert compare(found, expected).largest_difference < 0.1
+    assert np.abs(integers - expected).mean() < 0.003
+    assert compare(integers, expected).largest_difference < 0.1
 
 
 def test_the_same_images_give_the_same_file(exported, int8, tmp_path):

@@ -41,9 +41,9 @@ def test_a_comparison_of_nothing_is_refused():
 def test_the_exported_model_agrees_with_the_network_that_it_came_from(exported):
     prepared = exported.prepared
     indices = prepared.indices("validation")[:9][::-1]
-    found = Predictor(exported.path).probabilities(list(prepared.images[indices]))
+    probabilities = Predictor(exported.path).probabilities(list(prepared.images[indices]))
     subset = ImageSubset(prepared.images, prepared.labels, indices)
-    agreement = compare(found, predict_probabilities(exported.backbone, subset))
+    agreement = compare(probabilities, predict_probabilities(exported.backbone, subset))
     assert agreement.label_agreement == 1.0
     assert 0 < agreement.largest_difference < 1e-4
 

@@ -30,10 +30,10 @@ def test_a_genome_survives_json_pickling_and_copying(genome: Genome) -> None:
         pickle.loads(pickle.dumps(genome)),  # noqa: S301
         copy.deepcopy(genome),
     ]
-    for one in restored:
-        assert one == genome
-        assert hash(one) == hash(genome)
-        assert not one.importances.flags.writeable
+    for copied in restored:
+        assert copied == genome
+        assert hash(copied) == hash(genome)
+        assert not copied.importances.flags.writeable
 
 
 @given(genomes)
@@ -78,9 +78,9 @@ def test_decoding_matches_values_worked_out_by_hand() -> None:
 
 
 def test_genomes_that_mean_the_same_are_the_same_plan() -> None:
-    one, other = Genome([0.5, 0.1], 0.3), Genome([0.50001, 0.2], 0.31)
-    assert one != other
-    assert decode(one, ["a", "b"]) == decode(other, ["a", "b"])
+    first, other = Genome([0.5, 0.1], 0.3), Genome([0.50001, 0.2], 0.31)
+    assert first != other
+    assert decode(first, ["a", "b"]) == decode(other, ["a", "b"])
 
 
 def test_a_genome_cannot_be_changed_from_outside() -> None:

@@ -36,8 +36,8 @@ def test_crossover_blends_each_gene_and_adds_the_inherited_momentum(
 
 
 def test_crossover_does_not_clip(scripted: Callable[..., np.random.Generator]) -> None:
-    one = np.array([1.0])
-    child, _ = crossover(one, one, one, one, scripted(0.5, 0.5, 0.5))
+    parent = np.array([1.0])
+    child, _ = crossover(parent, parent, parent, parent, scripted(0.5, 0.5, 0.5))
     assert child == pytest.approx([2.0])
 
 

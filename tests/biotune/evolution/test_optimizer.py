@@ -97,7 +97,7 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     if folds > 1 and rescore:
         expected += generations * elites
     assert search.planned_evaluations == len(search.history) == expected
-    assert [one.id for one in search.history] == list(range(expected))
+    assert [candidate.id for candidate in search.history] == list(range(expected))
     for candidate in search.history:
         assert candidate.genome.is_viable(head)
         assert candidate.plan == decode(candidate.genome, BLOCKS, head)
@@ -113,7 +113,7 @@ def test_a_generation_is_exploitation_then_offspring() -> None:
     search = small(seed_recipes=False)
     batches = []
     while not search.done:
-        batches.append([one.origin for one in search.ask()])
+        batches.append([candidate.origin for candidate in search.ask()])
         for candidate in search.ask():
             search.tell(candidate, distance(candidate))
     assert batches == [["random"] * 5, *[["exploitation"] * 4, ["offspring"] * 3] * 3]
@@ -136,22 +136,22 @@ def test_a_sequential_parent_worse_than_its_child_has_no_further_children() -> N
         return 1 / (1 + candidate.id)
 
     run(search, ever_better)
-    children = [one for one in search.history if one.origin == "offspring"]
-    newcomers = [one for one in search.history if one.origin == "newcomer"]
+    children = [candidate for candidate in search.history if candidate.origin == "offspring"]
+    newcomers = [candidate for candidate in search.history if candidate.origin == "newcomer"]
     # Every child beats both of its parents, so a pool of 8 gives three children, and then holds 2.
-    assert [len(one.parents) for one in children] == [2, 2, 2]
-    assert len({parent for one in children for parent in one.parents}) == 6
+    assert [len(child.parents) for child in children] == [2, 2, 2]
+    assert len({parent for child in children for parent in child.parents}) == 6
     assert len(newcomers) == 4
-    assert all(one.parents == () for one in newcomers)
+    assert all(newcomer.parents == () for newcomer in newcomers)
 
 
 def test_up_to_half_of_the_initial_population_are_recipes() -> None:
     for population, expected in [(2, 1), (5, 2), (10, 5), (30, 7)]:
         search = BioTune(BLOCKS, population=population, elites=1)
-        origins = [one.origin for one in search.ask()]
+        origins = [candidate.origin for candidate in search.ask()]
         names = [f"recipe:{recipe.name}" for recipe in recipes(BLOCKS)]
         assert origins == names[:expected] + ["random"] * (population - expected)
-    assert {one.origin for one in small(seed_recipes=False).ask()} == {"random"}
+    assert {candidate.origin for candidate in small(seed_recipes=False).ask()} == {"random"}
 
 
 def test_exploitation_moves_one_trained_gene_of_each_elite_both_ways() -> None:
@@ -161,7 +161,7 @@ def test_exploitation_moves_one_trained_gene_of_each_elite_both_ways() -> None:
         search.tell(candidate, distance(candidate))
     elites = sorted(initial, key=distance)[:2]
     trials = search.ask()
-    assert [one.parents for one in trials] == [(e.id,) for e in elites for _ in range(2)]
+    assert [trial.parents for trial in trials] == [(e.id,) for e in elites for _ in range(2)]
     for elite, up, down in zip(elites, trials[::2], trials[1::2], strict=True):
         moved = np.flatnonzero(up.genome.genes != elite.genome.genes)
         assert moved.tolist() == np.flatnonzero(down.genome.genes != elite.genome.genes).tolist()
@@ -178,7 +178,7 @@ def test_a_better_trial_replaces_its_elite_and_an_equal_one_does_not() -> None:
     while search.ask()[0].id < run_until:
         for candidate in search.ask():
             search.tell(candidate, told.get(candidate.id, 0.7))
-    assert [one.parents for one in search.ask()] == [(5,), (5,), (1,), (1,)]
+    assert [trial.parents for trial in search.ask()] == [(5,), (5,), (1,), (1,)]
 
 
 @pytest.fixture
@@ -203,10 +203,10 @@ def test_the_whole_population_mates_sorted_again_after_exploitation(
         BioTune(BLOCKS, population=4, generations=1, elites=2, seed_recipes=False),
         lambda candidate: told.get(candidate.id, 0.7),
     )
-    assert [[one.candidate.id for one in pool] for pool in pools] == [[7, 0, 2, 3]] * 2
+    assert [[parent.candidate.id for parent in pool] for pool in pools] == [[7, 0, 2, 3]] * 2
     # Extinction factors are those of the last ranking: 7 has that of 1, which it replaced.
     factors = extinction_factors([Evaluation(told[i]) for i in range(4)])
-    assert [one.extinction for one in pools[0]] == pytest.approx(factors[[1, 0, 2, 3]])
+    assert [parent.extinction for parent in pools[0]] == pytest.approx(factors[[1, 0, 2, 3]])
 
 
 def test_momentum_starts_at_rest_and_belongs_to_the_individual(
@@ -219,12 +219,12 @@ def test_momentum_starts_at_rest_and_belongs_to_the_individual(
 
     search = run(BioTune(BLOCKS, population=5, generations=2, elites=1), improving)
     first, *_, last = pools
-    assert not any(one.momentum.any() for one in first)
+    assert not any(parent.momentum.any() for parent in first)
     # In generation 2 the best child of generation 1 was replaced by a step from it, and the other
     # children are in the pool themselves. The last is the elite of generation 0, still at rest.
-    origins = [search.history[one.candidate.id].origin for one in last]
+    origins = [search.history[parent.candidate.id].origin for parent in last]
     assert origins == ["exploitation", "offspring", "offspring", "offspring", "random"]
-    assert [bool(one.momentum.any()) for one in last] == [True, True, True, True, False]
+    assert [bool(parent.momentum.any()) for parent in last] == [True, True, True, True, False]
 
 
 def test_sequential_parents_are_not_compared_across_folds(pools: list[list[Individual]]) -> None:
@@ -243,7 +243,7 @@ def test_sequential_parents_are_not_compared_across_folds(pools: list[list[Indiv
             rescore_elites=rescore,
         )
         run(search, better_on_fold_1)
-        assert (sum(one.candidate.fold == 0 for one in pools[-1]) == 7) == fold_0_stays
+        assert (sum(parent.candidate.fold == 0 for parent in pools[-1]) == 7) == fold_0_stays
 
 
 def test_the_genome_that_is_kept_is_the_genome_that_was_scored() -> None:
@@ -256,8 +256,8 @@ def test_the_genome_that_is_kept_is_the_genome_that_was_scored() -> None:
 
     search = run(small(population=6, generations=12, elites=3), the_more_the_better)
     assert any(
-        one.origin == "exploitation" and one.genome.importances.max() == 1.0
-        for one in search.history
+        candidate.origin == "exploitation" and candidate.genome.importances.max() == 1.0
+        for candidate in search.history
     )
     for candidate in search.history:
         assert candidate.genome == asked[candidate.id]
@@ -297,11 +297,11 @@ def test_the_order_of_tells_does_not_matter(
         return round(distance(candidate), 1)
 
     options = {"reproduction": mode, "surgical_scan": scan}
-    one, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
-    run(one, with_ties)
+    first, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
+    run(first, with_ties)
     run(other, with_ties, order=np.random.default_rng(order))
-    assert one.history == other.history
-    assert one.ranked == other.ranked
+    assert first.history == other.history
+    assert first.ranked == other.ranked
 
 
 def test_tell_returns_the_candidate_with_its_evaluation() -> None:
@@ -321,9 +321,9 @@ def test_a_role_says_what_a_candidate_is_scored_for() -> None:
 
 
 def test_the_state_is_a_function_of_seed_and_tells() -> None:
-    one, other = run(small(seed=7), distance), run(small(seed=7), distance)
-    assert one.history == other.history
-    assert one.best == other.best
+    first, other = run(small(seed=7), distance), run(small(seed=7), distance)
+    assert first.history == other.history
+    assert first.best == other.best
 
 
 def test_another_seed_or_another_fitness_is_another_search() -> None:
@@ -342,9 +342,9 @@ def test_another_seed_or_another_fitness_is_another_search() -> None:
 
 def test_a_search_ignores_the_global_random_state() -> None:
     np.random.seed(0)  # noqa: NPY002
-    one = run(small(), distance)
+    search = run(small(), distance)
     np.random.seed(1)  # noqa: NPY002
-    assert run(small(), distance).history == one.history
+    assert run(small(), distance).history == search.history
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -390,8 +390,8 @@ def test_numpy_floats_and_evaluations_are_fitness_too() -> None:
 def test_the_best_and_the_ranking_cover_all_that_was_told() -> None:
     search = run(small(), distance)
     assert len(search.ranked) == len(search.history) == search.planned_evaluations
-    assert search.best.fitness == min(one.fitness for one in search.history)
-    assert [one.fitness for one in search.ranked] == sorted(one.fitness for one in search.history)
+    assert search.best.fitness == min(candidate.fitness for candidate in search.history)
+    assert [c.fitness for c in search.ranked] == sorted(c.fitness for c in search.history)
 
 
 def test_equal_fitness_is_ordered_by_brier_then_parameters_then_age() -> None:
@@ -405,8 +405,8 @@ def test_equal_fitness_is_ordered_by_brier_then_parameters_then_age() -> None:
     ]
     for candidate, evaluation in zip(search.ask(), evaluations, strict=True):
         search.tell(candidate, evaluation)
-    assert [one.id for one in search.ranked] == [3, 4, 2, 1, 0]
-    assert [one.parents for one in search.ask()] == [(3,), (3,), (4,), (4,)]
+    assert [candidate.id for candidate in search.ranked] == [3, 4, 2, 1, 0]
+    assert [trial.parents for trial in search.ask()] == [(3,), (3,), (4,), (4,)]
 
 
 # --- folds --------------------------------------------------------------------------------
@@ -415,21 +415,21 @@ def test_equal_fitness_is_ordered_by_brier_then_parameters_then_age() -> None:
 def test_elites_are_scored_again_on_each_new_fold() -> None:
     search = run(small(folds=2), distance)
     for generation in range(1, 4):
-        born = [one for one in search.history if one.generation == generation]
-        assert Counter(one.origin for one in born) == {
+        born = [candidate for candidate in search.history if candidate.generation == generation]
+        assert Counter(candidate.origin for candidate in born) == {
             "rescore": 2,
             "exploitation": 4,
             "offspring": 3,
         }
-        assert {one.fold for one in born} == {generation % 2}
-        for again in (one for one in born if one.origin == "rescore"):
+        assert {candidate.fold for candidate in born} == {generation % 2}
+        for again in (candidate for candidate in born if candidate.origin == "rescore"):
             (elite,) = again.parents
             assert search.history[elite].genome == again.genome
             assert search.history[elite].generation == generation - 1
 
 
 def test_with_one_fold_nothing_is_scored_again() -> None:
-    assert "rescore" not in {one.origin for one in run(small(folds=1), distance).history}
+    assert "rescore" not in {c.origin for c in run(small(folds=1), distance).history}
 
 
 def lucky_on_fold_0(candidate: Candidate) -> float:
@@ -449,12 +449,12 @@ def test_an_elite_that_was_lucky_on_an_old_fold_loses_on_the_new_one() -> None:
         for candidate in search.ask():
             search.tell(candidate, lucky_on_fold_0(candidate))
     assert search.best.genome != lucky
-    assert {one.fold for one in search.ranked} == {1}
+    assert {candidate.fold for candidate in search.ranked} == {1}
     # On fold 1, candidate 5 is the lucky elite scored again, and 6 and 7 are the steps from it.
     # 6 replaced it, because 6 beats its new score; 8 is the other elite scored again.
-    assert {parent for one in search.ask() for parent in one.parents} == {6, 8}
+    assert {parent for trial in search.ask() for parent in trial.parents} == {6, 8}
     assert search.history[5].genome == lucky
-    assert {one.generation for one in run(search, lucky_on_fold_0).ranked} == {2}
+    assert {candidate.generation for candidate in run(search, lucky_on_fold_0).ranked} == {2}
 
 
 def test_as_published_the_lucky_elite_keeps_its_old_score() -> None:
@@ -470,8 +470,8 @@ def test_after_a_change_of_fold_parents_are_ranked_by_the_old_one() -> None:
     drawn: Counter[bool] = Counter()
     for seed in range(60):
         search = BioTune(BLOCKS, population=8, generations=1, elites=2, seed=seed, folds=2)
-        run(search, lambda one: 0.9 if one.fold else 0.1 + 0.01 * one.id)
-        for child in (one for one in search.history if one.origin == "offspring"):
+        run(search, lambda candidate: 0.9 if candidate.fold else 0.1 + 0.01 * candidate.id)
+        for child in (candidate for candidate in search.history if candidate.origin == "offspring"):
             drawn.update(parent >= 8 or parent < 2 for parent in child.parents)
     # Ranks 0 and 1 of 8 hold (8 + 7)/36 = .42 of the first draws; ranks 6 and 7 hold .08.
     assert drawn[True] / drawn.total() > 0.35
@@ -492,12 +492,12 @@ def test_the_best_of_a_generation_in_progress_waits_for_its_fold_to_be_complete(
 def test_the_scan_comes_first_and_its_best_may_be_elites() -> None:
     search = small(surgical_scan=True)
     scan = search.ask()
-    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
-    assert {(one.generation, one.fold) for one in scan} == {(0, 0)}
+    assert [candidate.origin for candidate in scan] == [f"scan:{block}" for block in BLOCKS]
+    assert {(candidate.generation, candidate.fold) for candidate in scan} == {(0, 0)}
     for candidate in scan:
         search.tell(candidate, 0.1 * candidate.id)
     initial = search.ask()
-    assert [one.origin for one in initial] == [
+    assert [candidate.origin for candidate in initial] == [
         "recipe:full 1x",
         "recipe:full 3x",
         *["combination"] * 3,
@@ -506,19 +506,19 @@ def test_the_scan_comes_first_and_its_best_may_be_elites() -> None:
     for candidate in initial:
         search.tell(candidate, 0.05 if candidate.origin == "combination" else 0.9)
     # The combinations 7, 8, 9 and the single blocks 0 and 1 are the population of five.
-    assert [one.parents for one in search.ask()] == [(0,), (0,), (7,), (7,)]
+    assert [trial.parents for trial in search.ask()] == [(0,), (0,), (7,), (7,)]
 
 
 def test_no_more_than_the_best_of_scan_and_initial_population_mate(
     pools: list[list[Individual]],
 ) -> None:
     search = run(small(surgical_scan=True, generations=1), distance)
-    scored = sorted((one for one in search.history if not one.generation), key=distance)
+    scored = sorted((founder for founder in search.history if not founder.generation), key=distance)
     assert len(scored) == 10
     assert {len(pool) for pool in pools} == {5}
     for pool in pools:
-        mating = {one.candidate.id for one in pool if not one.candidate.generation}
-        assert mating <= {one.id for one in scored[:5]}
+        mating = {parent.candidate.id for parent in pool if not parent.candidate.generation}
+        assert mating <= {candidate.id for candidate in scored[:5]}
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "infeasible"])
@@ -553,7 +553,7 @@ def test_a_generation_of_failed_runs_does_not_stop_the_search(
     search = run(small(folds=folds, **options), fitness)
     assert len(search.history) == search.planned_evaluations
     if folds == 1 and not both:
-        assert search.best.fitness == min(one.fitness for one in search.history)
+        assert search.best.fitness == min(candidate.fitness for candidate in search.history)
 
 
 def test_a_search_in_which_all_fails_still_ends_and_says_so() -> None:
@@ -568,8 +568,8 @@ def test_failed_and_stopped_runs_are_neither_best_nor_elite(outcome: str) -> Non
     for candidate in search.ask():
         worst = candidate.id in (0, 1, 2)
         search.tell(candidate, Evaluation(0.0, outcome=outcome) if worst else 0.9)
-    assert [one.id for one in search.ranked] == [3, 4, 0, 1, 2]
-    assert {one.parents for one in search.ask()} == {(3,), (4,)}
+    assert [candidate.id for candidate in search.ranked] == [3, 4, 0, 1, 2]
+    assert {trial.parents for trial in search.ask()} == {(3,), (4,)}
 
 
 # --- errors -------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def blocks_of(n_blocks: int) -> list[str]:
 
 def multipliers(n_blocks: int, name: str, head: HeadMode = "evolved") -> list[float | None]:
     blocks = blocks_of(n_blocks)
-    (genome,) = [one.genome for one in recipes(blocks, head) if one.name == name]
+    (genome,) = [recipe.genome for recipe in recipes(blocks, head) if recipe.name == name]
     return list(decode(genome, blocks, head).values())
 
 

@@ -30,8 +30,8 @@ def individual(
 def test_a_child_is_crossed_mutated_adopted_and_clipped_in_this_order() -> None:
     pool = [individual(i, genes) for i, genes in enumerate(np.random.default_rng(5).random((4, 5)))]
     pool = [
-        Individual(one.candidate, np.full(5, 0.1 * rank), 0.3 * rank)
-        for rank, one in enumerate(pool)
+        Individual(parent.candidate, np.full(5, 0.1 * rank), 0.3 * rank)
+        for rank, parent in enumerate(pool)
     ]
     child = reproduce(pool, 4, "trainable", np.random.default_rng(11))  # viable at once
 
@@ -89,7 +89,7 @@ def test_only_parents_that_are_worse_than_their_child_leave_the_pool() -> None:
     child = individual(9, genes, fitness=0.2, parents=(1, 3))
     left = without_beaten_parents(pool, child, same_fold=True)
     # 1 is as good as the child, 2 is worse but no parent.
-    assert [one.candidate.id for one in left] == [0, 1, 2]
+    assert [parent.candidate.id for parent in left] == [0, 1, 2]
     assert len(pool) == 4
 
 
@@ -98,5 +98,5 @@ def test_parents_scored_on_another_fold_stay_unless_folds_are_mixed_as_published
     pool = [individual(0, genes, fitness=0.5, fold=0), individual(1, genes, fitness=0.5, fold=1)]
     child = individual(9, genes, fitness=0.2, parents=(0, 1), fold=1)
     strict = without_beaten_parents(pool, child, same_fold=True)
-    assert [one.candidate.id for one in strict] == [0]
+    assert [parent.candidate.id for parent in strict] == [0]
     assert without_beaten_parents(pool, child, same_fold=False) == []

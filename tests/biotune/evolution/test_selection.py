@@ -36,7 +36,7 @@ def test_parents_differ_and_follow_the_rank_probabilities() -> None:
     drawn = [draw_parents(4, rng) for _ in range(20000)]
     assert all(first != second for first, second in drawn)
     p = [0.4, 0.3, 0.2, 0.1]
-    first = np.bincount([one for one, _ in drawn]) / len(drawn)
+    first = np.bincount([parent for parent, _ in drawn]) / len(drawn)
     assert first == pytest.approx(p, abs=0.015)
     # The second parent is drawn from the others: P(0 then 1) = .4 · .3/.6
     assert np.mean([pair == (0, 1) for pair in drawn]) == pytest.approx(0.2, abs=0.015)

@@ -48,7 +48,7 @@ def test_flip_exchanges_left_and_right_of_some_images_and_leaves_the_others():
     before, after = pictures(), changed("flip")
     flipped = [np.array_equal(a, b[:, ::-1]) for a, b in zip(after, before, strict=True)]
     same = [np.array_equal(a, b) for a, b in zip(after, before, strict=True)]
-    assert all(one != other for one, other in zip(flipped, same, strict=True))
+    assert all(mirrored != other for mirrored, other in zip(flipped, same, strict=True))
     assert 8 < sum(flipped) < 24
 
 

@@ -112,21 +112,21 @@ def test_block_sizes_are_those_of_the_built_network(backbone):
 def test_imagenet_tensors_are_the_packages_all_but_the_heads(packaged):
     backbone = build_backbone("efficientnet_lite0", "imagenet", 10)
     head = backbone.tensor_names(backbone.head)
-    own = backbone.network.state_dict()
+    state = backbone.network.state_dict()
     compared = 0
-    for (name, tensor), expected in zip(own.items(), packaged, strict=True):
+    for (name, tensor), expected in zip(state.items(), packaged, strict=True):
         if name not in head:
             assert torch.equal(tensor, expected), name
             compared += 1
     assert compared == 294
-    assert own["classifier.weight"].shape == (10, 1280)
+    assert state["classifier.weight"].shape == (10, 1280)
 
 
 def test_with_its_own_head_the_network_knows_what_is_on_a_photo(packaged):
     backbone = build_backbone("efficientnet_lite0", "imagenet", 1000)
     with torch.inference_mode():
-        for own, tensor in zip(backbone.parameters_of("classifier"), packaged[-2:], strict=True):
-            own.copy_(tensor)
+        for target, tensor in zip(backbone.parameters_of("classifier"), packaged[-2:], strict=True):
+            target.copy_(tensor)
         best = {}
         for name in ("flower.jpg", "china.jpg"):
             photo = torch.from_numpy(np.array(load_sample_image(name))[None])

@@ -55,8 +55,8 @@ def maps() -> torch.Tensor:
 def test_in_training_it_is_torchs_to_the_bit_with_all_gradients_and_statistics(kind: str) -> None:
     plain, ours = pair(kind)
     for _ in range(2):
-        found = zip(results(ours, maps()), results(plain, maps()), strict=True)
-        assert all(torch.equal(got, expected) for got, expected in found)
+        pairs = zip(results(ours, maps()), results(plain, maps()), strict=True)
+        assert all(torch.equal(got, expected) for got, expected in pairs)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -65,9 +65,9 @@ def test_frozen_it_scales_and_shifts_each_channel_and_hands_the_gradient_on(kind
     for layer in (plain, ours):
         layer.eval().requires_grad_(False)
     statistics = [buffer.clone() for buffer in ours.buffers()]
-    found = [r for r in results(ours, maps()) if r is not None]
+    actual = [r for r in results(ours, maps()) if r is not None]
     expected = [r for r in results(plain, maps()) if r is not None]
-    for got, wanted in zip(found, expected, strict=True):
+    for got, wanted in zip(actual, expected, strict=True):
         assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(*both) for both in zip(statistics, ours.buffers(), strict=True))
 
@@ -91,9 +91,9 @@ def test_in_bf16_it_is_torchs_also_of_channels_far_from_zero() -> None:
         for layer in (plain, ours):
             layer.train(training)
             layer.running_mean.fill_(100.0)
-        found = ours(half + 100)
-        assert torch.equal(found, plain(half + 100))
-        assert found.dtype == torch.bfloat16
+        normalised = ours(half + 100)
+        assert torch.equal(normalised, plain(half + 100))
+        assert normalised.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", ["torch's", "with ReLU6"])

@@ -251,8 +251,8 @@ def test_the_exported_network_agrees_with_torch(backbone, tmp_path):
     predictor = Predictor(file, device="cpu")
     for size in (1, 4):
         chosen = list(subset.images[subset.indices])
-        found = [predictor.probabilities(chosen[i : i + size]) for i in range(0, 4, size)]
-        assert compare(np.concatenate(found), expected).largest_difference < 1e-3
+        answers = [predictor.probabilities(chosen[i : i + size]) for i in range(0, 4, size)]
+        assert compare(np.concatenate(answers), expected).largest_difference < 1e-3
 
 
 def test_families_of_convolutions():

@@ -56,16 +56,16 @@ def network(name: str, precision: str) -> Network:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_features_are_bit_for_bit_those_computed_anew(name: str, precision: str) -> None:
-    one = network(name, precision)
+    net = network(name, precision)
 
     @settings(max_examples=12)
     @given(
-        cut=st.integers(0, len(one.backbone.layers) - 1),
+        cut=st.integers(0, len(net.backbone.layers) - 1),
         indices=st.lists(st.integers(0, 99), min_size=1, max_size=70, unique=True),
     )
     def check(cut: int, indices: list[int]) -> None:
         chosen = np.array(indices)
-        kept, anew = one.kept.features(chosen, cut), one.anew.features(chosen, cut)
+        kept, anew = net.kept.features(chosen, cut), net.anew.features(chosen, cut)
         assert torch.equal(kept, anew)
         assert kept.dtype == anew.dtype
         assert kept.stride() == anew.stride()
@@ -108,7 +108,7 @@ def test_a_run_is_the_same_bit_for_bit_with_any_cache(
         task = TrainingTask(
             plan, seed, TrainingSettings(1 if name == "resnet50" else 2, 2, 12, 0.001)
         )
-        results = [one.train(task, keep_best=True) for one in (ample, tight, none, ample)]
+        results = [trainer.train(task, keep_best=True) for trainer in (ample, tight, none, ample)]
         assert len({_bits(result.curve) for result in results}) == 1
         first = results[0].best_state
         for result in results[1:]:
@@ -138,10 +138,10 @@ def _bits(curve: LearningCurve) -> LearningCurve:
 
 
 def test_which_images_share_a_chunk_changes_nothing() -> None:
-    one = network("efficientnet_lite0", "bf16")
-    layers = len(one.backbone.layers) - 1
-    together = one.anew.features(np.arange(CHUNK), layers)
-    alone = [one.anew.features(np.array([i]), layers) for i in range(CHUNK)]
+    net = network("efficientnet_lite0", "bf16")
+    layers = len(net.backbone.layers) - 1
+    together = net.anew.features(np.arange(CHUNK), layers)
+    alone = [net.anew.features(np.array([i]), layers) for i in range(CHUNK)]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -183,13 +183,13 @@ def test_the_heads_dropout_is_never_part_of_its_prefix(name: str) -> None:
 def test_the_input_is_normalised_once_and_then_comes_from_the_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = Network("toy", "bf16")
+    net = Network("toy", "bf16")
     chosen = np.array([5, 2, 9])
-    first = one.kept.features(chosen, 0)
-    expected = network_input(one.images[chosen], one.backbone, Compute("cpu", "bf16"))
+    first = net.kept.features(chosen, 0)
+    expected = network_input(net.images[chosen], net.backbone, Compute("cpu", "bf16"))
     assert torch.equal(first, expected)
     monkeypatch.setattr("biotune.finetuning.feature_cache.network_input", pytest.fail)
-    assert torch.equal(one.kept.features(chosen, 0), expected)
+    assert torch.equal(net.kept.features(chosen, 0), expected)
 
 
 def _counted(ran: list[int]) -> Callable[[Backbone, int, int, torch.Tensor], torch.Tensor]:
@@ -206,16 +206,16 @@ def _counted(ran: list[int]) -> Callable[[Backbone, int, int, torch.Tensor], tor
 def test_a_deeper_cut_starts_from_the_nearest_that_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = Network("toy", "fp32")
+    net = Network("toy", "fp32")
     ran: list[int] = []
     monkeypatch.setattr(Backbone, "run_layers", _counted(ran))
-    one.kept.features(np.arange(40), 3)
+    net.kept.features(np.arange(40), 3)
     assert set(ran) == {0}
     ran.clear()
-    one.kept.features(np.arange(40), 6)
+    net.kept.features(np.arange(40), 6)
     assert set(ran) == {3}
     ran.clear()
-    one.kept.features(np.arange(20, 40), 6)
+    net.kept.features(np.arange(20, 40), 6)
     assert not ran
 
 

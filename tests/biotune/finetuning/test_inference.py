@@ -52,7 +52,7 @@ def predict(networks: list[Trained], subset: ImageSubset, workers: int) -> list[
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as t,
     ):
         parts = list(predict_each(networks, subset, Compute(), t))
-    return [np.concatenate(own) for own in zip(*parts, strict=True)]
+    return [np.concatenate(of_network) for of_network in zip(*parts, strict=True)]
 
 
 @contextmanager

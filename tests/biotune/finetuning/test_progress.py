@@ -50,7 +50,7 @@ def run(settings=None, network=None, **options) -> FitResult:
 
 
 def same(first: FitResult, second: FitResult) -> bool:
-    curves = [replace(one.curve, seconds=0.0) for one in (first, second)]
+    curves = [replace(fitted.curve, seconds=0.0) for fitted in (first, second)]
     return curves[0] == curves[1] and toy.equal(first.best_state, second.best_state)
 
 
@@ -137,4 +137,4 @@ def test_two_processes_at_one_run_do_not_take_each_others_file_away(tmp_path, mo
     monkeypatch.setattr(os, "fsync", meanwhile)
     file.write(Progress({"a": torch.ones(2)}, {"epochs": 2}))
     assert file.read().notes == {"epochs": 2}
-    assert [one.name for one in tmp_path.iterdir()] == ["run"]
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]

@@ -546,7 +546,7 @@ def test_classes_are_weighed_by_the_images_that_are_trained_on():
     alone = ImageSubset(everything.images[part], everything.labels[part], np.arange(len(part)))
     settings = toy.settings(class_weights="balanced")
     inside, apart = (
-        fit(toy.backbone(), toy.plan(head=1.0), one, VALIDATION, settings, seed=0)
-        for one in (replace(everything, indices=part), alone)
+        fit(toy.backbone(), toy.plan(head=1.0), images, VALIDATION, settings, seed=0)
+        for images in (replace(everything, indices=part), alone)
     )
     assert inside.curve.train_loss == apart.curve.train_loss

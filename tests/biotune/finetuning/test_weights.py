@@ -72,10 +72,10 @@ def test_a_state_dict_comes_back_from_its_file(tmp_path, name):
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
 def test_a_network_takes_all_but_the_head_from_a_file_with_another_head(tmp_path, state, name):
     backbone = build_backbone(NAME, str(write(tmp_path / name, state)), 10)
-    own = backbone.network.state_dict()
+    loaded = backbone.network.state_dict()
     head = backbone.tensor_names(backbone.head)
-    assert own["classifier.weight"].shape == (10, 1280)
-    assert all(torch.equal(own[name], state[name]) for name in own if name not in head)
+    assert loaded["classifier.weight"].shape == (10, 1280)
+    assert all(torch.equal(loaded[name], state[name]) for name in loaded if name not in head)
 
 
 def test_a_file_without_any_head_is_taken_too(tmp_path, state):

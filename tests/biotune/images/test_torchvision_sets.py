@@ -191,8 +191,8 @@ def fgvcaircraft(tmp_path):
         labels = np.tile(np.arange(3), 2)
         images = flat(pictures(6, 1, 3, place)[:, 0, 0])
         ids = [f"{place}{i:06d}" for i in range(6)]
-        save_all(images, [data / "images" / f"{one}.jpg" for one in ids])
-        lines = [f"{one} {variants[label]}" for one, label in zip(ids, labels, strict=True)]
+        save_all(images, [data / "images" / f"{stem}.jpg" for stem in ids])
+        lines = [f"{stem} {variants[label]}" for stem, label in zip(ids, labels, strict=True)]
         (data / f"images_variant_{name}.txt").write_text("\n".join(lines) + "\n")
         expected[split] = (images, labels)
     return expected
@@ -226,7 +226,7 @@ def test_a_set_has_its_images_labels_names_and_official_splits(name, tmp_path, r
     assert len(set(source.paths)) == len(source.paths) == len(source.labels)
     tolerance = 6 if name in ("flowers102", "fgvcaircraft", "dtd") else 0  # JPEG
     for split, (images, labels) in expected.items():
-        indices = [i for i, one in enumerate(source.splits) if one == split]
+        indices = [i for i, part in enumerate(source.splits) if part == split]
         assert source.labels[indices].tolist() == labels.tolist()
         for index, image in zip(indices, images, strict=True):
             loaded = source.load(index)

@@ -28,8 +28,8 @@ def predictor(served_model: Path) -> Predictor:
 
 @pytest.fixture(scope="session")
 def server(served_model: Path) -> Iterator[ServeProcess]:
-    with ServeProcess(served_model, ("--body-timeout", "1", "--max-body", "2")) as one:
-        yield one
+    with ServeProcess(served_model, ("--body-timeout", "1", "--max-body", "2")) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def digits() -> list[tuple[str, bytes]]:
 @pytest.fixture(scope="session")
 def expected(predictor: Predictor, digits: list[tuple[str, bytes]]) -> dict[str, Prediction]:
     """What the model says of each digit, without a server."""
-    return {one.source: one for one in predictor.predict(digits)}
+    return {prediction.source: prediction for prediction in predictor.predict(digits)}
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -22,7 +22,7 @@ def test_one_image_as_the_body(
         reply = server.post(content, kind, "?top_k=2")
         (image,) = reply.json["images"]
         assert reply.status == 200
-        assert [one["label"] for one in image["classes"]] == [
+        assert [entry["label"] for entry in image["classes"]] == [
             n for n, _ in expected[name].ranked[:2]
         ]
         assert (image["label"], image["probability"]) == tuple(image["classes"][0].values())
@@ -35,12 +35,12 @@ def test_many_images_as_a_form(
     server: ServeProcess, digits: Digits, expected: dict[str, Prediction]
 ) -> None:
     images = server.post_form(digits, "?top_k=100").json["images"]
-    assert [one["name"] for one in images] == [name for name, _ in digits]
-    for one in images:
-        ranked = expected[one["name"]].ranked
-        assert len(one["classes"]) == len(ranked)
-        found = {c["label"]: c["probability"] for c in one["classes"]}
-        assert found == pytest.approx(dict(ranked), abs=1e-5)
+    assert [image["name"] for image in images] == [name for name, _ in digits]
+    for image in images:
+        ranked = expected[image["name"]].ranked
+        assert len(image["classes"]) == len(ranked)
+        scores = {c["label"]: c["probability"] for c in image["classes"]}
+        assert scores == pytest.approx(dict(ranked), abs=1e-5)
 
 
 def test_a_broken_image_is_answered_beside_the_others(server: ServeProcess, digits: Digits) -> None:
@@ -56,7 +56,7 @@ def test_if_all_are_broken_it_says_so_and_why(server: ServeProcess) -> None:
     reply = server.post_form([("a.png", b"no"), ("b.png", b"")])
     assert reply.status == 422
     assert reply.json["detail"] == "none of the 2 images can be used"
-    assert [one["name"] for one in reply.json["images"]] == ["a.png", "b.png"]
+    assert [image["name"] for image in reply.json["images"]] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_images_of_many_sizes_in_one_request(server: ServeProcess, predictor: Pr
         (f"{number}.png", png(rng.integers(0, 256, (*size, 3), dtype=np.uint8)))
         for number, size in enumerate(sizes)
     ]
-    alone = [one for file in files for one in predictor.predict([file])]
-    for one, image in zip(alone, server.post_form(files).json["images"], strict=True):
-        assert image["label"] == one.ranked[0][0]
-        assert image["probability"] == pytest.approx(one.ranked[0][1], abs=1e-4)
+    alone = [prediction for file in files for prediction in predictor.predict([file])]
+    for prediction, image in zip(alone, server.post_form(files).json["images"], strict=True):
+        assert image["label"] == prediction.ranked[0][0]
+        assert image["probability"] == pytest.approx(prediction.ranked[0][1], abs=1e-4)
 
 
 def test_the_model_says_what_it_is(server: ServeProcess, served_model: Path) -> None:
@@ -100,8 +100,8 @@ def test_prometheus_is_told_of_requests_images_and_batches(
     def counted() -> dict[str, float]:
         reply = server.get("/metrics")
         assert reply.headers["content-type"].startswith("text/plain")
-        lines = [one for one in reply.body.decode().splitlines() if not one.startswith("#")]
-        return {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines)}
+        lines = [line for line in reply.body.decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     before = counted()
     server.post_form([*digits[:5], ("broken", b"no image")])

@@ -59,7 +59,7 @@ def running(model: HeldModel, **limits: Any) -> Iterator[Batcher]:
 
 
 def values(answers: Sequence[Future[NDArray[np.float32]]]) -> list[float]:
-    return [float(one.result(timeout=30)[0]) for one in answers]
+    return [float(answer.result(timeout=30)[0]) for answer in answers]
 
 
 def held(batcher: Batcher, model: HeldModel) -> Future[NDArray[np.float32]]:
@@ -167,7 +167,7 @@ def test_what_nobody_waits_for_is_left_out() -> None:
         held(batcher, model)
         kept = batcher.submit([b"10"])
         left = batcher.submit([b"7", b"8"])  # not decoded yet: two are waiting
-        cancelled = [one.cancel() for one in left]
+        cancelled = [answer.cancel() for answer in left]
         model.go.set()
         assert values(kept) == [10]
     assert cancelled[-1]

@@ -95,7 +95,7 @@ def wait_for(page: WebDriver, status: str) -> None:
 
 
 def labels(page: WebDriver) -> list[str]:
-    return [one.text for one in page.find_elements(By.CSS_SELECTOR, ".result .top .label")]
+    return [element.text for element in page.find_elements(By.CSS_SELECTOR, ".result .top .label")]
 
 
 def has_focus(page: WebDriver) -> str:
@@ -205,8 +205,8 @@ def test_the_browser_has_nothing_to_complain_of(page: WebDriver, files: list[Pat
     loaded = page.execute_script(
         "return performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)"
     )
-    own = page.execute_script("return location.origin")
-    assert set(loaded) - {"null"} == {own}
+    origin = page.execute_script("return location.origin")
+    assert set(loaded) - {"null"} == {origin}
 
 
 @pytest.mark.skipif(

@@ -162,8 +162,8 @@ def test_memory_comes_back_after_a_hail(served_model: Path, digits: Digits) -> N
             shots = [(status, send) for status, send in HAIL.values()] * 6
             sent = [(status, clients.submit(send, server)) for status, send in shots]
             large = [clients.submit(server.post, noise(4000 + 8 * n, 3000)) for n in range(8)]
-            assert [one.result() for _, one in sent] == [status for status, _ in sent]
-            assert {one.result().status for one in large} == {200}
+            assert [answer.result() for _, answer in sent] == [status for status, _ in sent]
+            assert {answer.result().status for answer in large} == {200}
             ordinary()
         deadline = time.monotonic() + 20
         while server.rss > before + GROWTH and time.monotonic() < deadline:
@@ -179,8 +179,8 @@ def test_a_full_queue_is_said_so_with_when_to_come_again(
     large = noise(3000, 2000)
     with ServeProcess(served_model, options) as server, ThreadPoolExecutor(24) as clients:
         replies = list(clients.map(server.post, [large] * 24))
-        assert {one.status for one in replies} == {200, 503}
-        refused = next(one for one in replies if one.status == 503)
+        assert {reply.status for reply in replies} == {200, 503}
+        refused = next(reply for reply in replies if reply.status == 503)
         assert refused.headers["retry-after"] == "1"
         assert refused.json["detail"] == "the queue of 4 images is full: try again"
         assert server.post(digits[0][1]).status == 200

@@ -56,7 +56,7 @@ def test_the_end_under_load_loses_no_accepted_request(
         begin = time.monotonic()
         code, said = server.stop(sig)
         took = time.monotonic() - begin
-        answers = [one.result().status for one in sent if one.exception() is None]
+        answers = [answer.result().status for answer in sent if answer.exception() is None]
     assert (code, said) == (0, "")
     assert took < 12
     assert set(answers) <= {200, 503}

@@ -27,8 +27,8 @@ UNEVEN = np.array([-1.0, -1.0, 0.0, 1.0, 1.0])
 def confirmed(scores: Sequence[float], *, recipe: bool = False) -> Confirmation:
     tasks = [task({**dict.fromkeys(BLOCKS), "head": 1.0 + recipe}, n) for n in range(len(scores))]
     runs = [
-        TrainingRun(one, curve(score), from_store=False)
-        for one, score in zip(tasks, scores, strict=True)
+        TrainingRun(asked, curve(score), from_store=False)
+        for asked, score in zip(tasks, scores, strict=True)
     ]
     return Confirmation(
         name="full 1x" if recipe else "candidate 7",
@@ -84,7 +84,7 @@ def test_only_finished_candidates_are_confirmed_however_few_they_are(
     for candidate, evaluation in zip(search.ask(), evaluations, strict=True):
         search.tell(candidate, evaluation)
     params = default_params.search.model_copy(update={"confirm_top_k": 4})
-    assert [one.name for one in contenders(search, params, BLOCKS)] == ["full 1x", "candidate 2"]
+    assert [plan.name for plan in contenders(search, params, BLOCKS)] == ["full 1x", "candidate 2"]
 
 
 def test_with_two_folds_the_best_recipe_is_that_of_the_fold_which_all_share(
@@ -92,7 +92,7 @@ def test_with_two_folds_the_best_recipe_is_that_of_the_fold_which_all_share(
 ) -> None:
     search = BioTune(BLOCKS, population=8, generations=1, elites=1, folds=2)
     first = search.ask()
-    names = [one.origin for one in first[:4]]
+    names = [candidate.origin for candidate in first[:4]]
     assert names[:2] == ["recipe:full 1x", "recipe:full 3x"]
     for candidate, fitness in zip(first, [0.3, 0.2, 0.4, 0.5, 0.1, 0.6, 0.6, 0.6], strict=True):
         search.tell(candidate, fitness)  # no recipe lasts

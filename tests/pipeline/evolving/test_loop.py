@@ -45,8 +45,8 @@ def test_without_a_race_each_genome_is_told_as_its_last_seed_ends(default_params
     order = list(dict.fromkeys(candidate.plan for candidate in search.ask()))
     order.sort(key=lambda plan: cost_rank(TrainingTask(plan, 0, training_settings(params))))
     done, told = [], []
-    for one in evolve(search, params, trainings):
-        told.append(one.candidate.plan)
+    for evaluated in evolve(search, params, trainings):
+        told.append(evaluated.candidate.plan)
         done.append(len(trainings.asked))
     assert list(dict.fromkeys(told)) == order
     assert done[0] == 3
@@ -77,7 +77,7 @@ def test_fitness_is_the_mean_over_all_training_seeds(default_params: Params) -> 
     params = changed(default_params, training_seeds=[0, 7], generations=1, racing=False)
     trainings = Trainings(lambda task: curve(0.8 if task.seed == 7 else 0.4))
     result = whole_search(params, trainings)
-    assert [one.candidate.fitness for one in result.evaluated] == [
+    assert [evaluated.candidate.fitness for evaluated in result.evaluated] == [
         pytest.approx(0.4) for _ in result.evaluated
     ]
     assert [run.task.seed for run in result.evaluated[0].runs] == [0, 7]
@@ -93,7 +93,7 @@ def test_a_lucky_score_does_not_survive_confirmation(default_params: Params) -> 
         return middle_is_best(task)
 
     result = whole_search(params, Trainings(answer))
-    best_in_search = min(result.evaluated, key=lambda one: one.candidate.fitness)
+    best_in_search = min(result.evaluated, key=lambda evaluated: evaluated.candidate.fitness)
     assert dict(best_in_search.candidate.plan) == lucky
     assert dict(result.winner.plan) != lucky
 
@@ -109,20 +109,20 @@ def test_confirmation_uses_fresh_seeds_and_whole_splits_alike_for_all(
     )
     result = whole_search(params, Trainings(middle_is_best))
     assert len(result.confirmations) > 1
-    for one in result.confirmations:
-        assert [run.task.seed for run in one.runs] == [6, 7, 8, 9, 10]
-        assert [run.task.division.resampled for run in one.runs] == divisions
-        assert {(run.task.division.fold, run.task.division.folds) for run in one.runs} == {(0, 1)}
+    for runs in (confirmation.runs for confirmation in result.confirmations):
+        assert [run.task.seed for run in runs] == [6, 7, 8, 9, 10]
+        assert [run.task.division.resampled for run in runs] == divisions
+        assert {(run.task.division.fold, run.task.division.folds) for run in runs} == {(0, 1)}
 
 
 def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Params) -> None:
     params = changed(default_params, population=8, confirm_top_k=2, generations=6)
     result = whole_search(params, Trainings(middle_is_best))
-    assert [one.recipe for one in result.confirmations].count(True) == 1
-    assert len({one.plan for one in result.confirmations}) == len(result.confirmations)
+    assert [confirmation.recipe for confirmation in result.confirmations].count(True) == 1
+    assert len({c.plan for c in result.confirmations}) == len(result.confirmations)
     assert 2 <= len(result.confirmations) <= 3
-    tried = [one for one in result.evaluated if one.candidate.recipe]
-    best = min(tried, key=lambda one: one.candidate.rank_key)
+    tried = [evaluated for evaluated in result.evaluated if evaluated.candidate.recipe]
+    best = min(tried, key=lambda evaluated: evaluated.candidate.rank_key)
     assert result.best_recipe.plan == best.candidate.plan
     assert result.best_recipe.name == best.candidate.recipe
 
@@ -141,13 +141,13 @@ def test_a_plan_that_comes_again_is_not_trained_again(default_params: Params) ->
     params = changed(default_params, population=4, elites=1, generations=8)
     trainings = Trainings(lambda task: curve(0.5))
     result = whole_search(params, trainings, ("only",))
-    repeats = [one for one in result.evaluated if one.repeat_of is not None]
-    for one in repeats:
-        first = result.evaluated[one.repeat_of or 0]
-        assert first.candidate.plan == one.candidate.plan
-        assert first.candidate.id < one.candidate.id
+    repeats = [evaluated for evaluated in result.evaluated if evaluated.repeat_of is not None]
+    for repeat in repeats:
+        first = result.evaluated[repeat.repeat_of or 0]
+        assert first.candidate.plan == repeat.candidate.plan
+        assert first.candidate.id < repeat.candidate.id
         assert first.repeat_of is None
-    plans = {one.candidate.plan for one in result.evaluated}
+    plans = {evaluated.candidate.plan for evaluated in result.evaluated}
     assert len(plans) == len(result.evaluated) - len(repeats)
 
 
@@ -158,10 +158,10 @@ def test_failed_plans_are_neither_confirmed_nor_returned(default_params: Params)
         return middle_is_best(task)
 
     result = whole_search(changed(default_params, population=10, elites=2), Trainings(answer))
-    outcomes = {one.runs[0].curve.outcome for one in result.evaluated}
+    outcomes = {evaluated.runs[0].curve.outcome for evaluated in result.evaluated}
     assert outcomes == {"finished", "diverged"}
-    for one in result.confirmations:
-        assert one.recipe or one.plan["stem"] is None
+    for confirmation in result.confirmations:
+        assert confirmation.recipe or confirmation.plan["stem"] is None
     assert result.winner.plan["stem"] is None
 
 
@@ -176,11 +176,11 @@ def test_the_result_does_not_depend_on_the_order_in_which_runs_finish(
 ) -> None:
     backwards = whole_search(default_params.search, Trainings(middle_is_best))
     forwards = whole_search(default_params.search, Trainings(middle_is_best, order=lambda _: 0))
-    assert [one.candidate for one in backwards.evaluated] == [
-        one.candidate for one in forwards.evaluated
+    assert [evaluated.candidate for evaluated in backwards.evaluated] == [
+        evaluated.candidate for evaluated in forwards.evaluated
     ]
-    assert [one.plan for one in backwards.confirmations] == [
-        one.plan for one in forwards.confirmations
+    assert [confirmation.plan for confirmation in backwards.confirmations] == [
+        confirmation.plan for confirmation in forwards.confirmations
     ]
 
 
@@ -225,16 +225,16 @@ def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
     """The third fresh seed would have turned the mean."""
     params = changed(default_params, population=30, generations=0, surgical_scan=False)
     result = whole_search(params, leading_by([-0.01, -0.01, 0.3, 0.3, 0.3]))
-    dropped = [one for one in result.confirmations if one.dropped]
+    dropped = [confirmation for confirmation in result.confirmations if confirmation.dropped]
     assert dropped
     assert result.confirmations[-len(dropped) :] == tuple(dropped)
-    assert {len(one.runs) for one in dropped} == {2}
+    assert {len(confirmation.runs) for confirmation in dropped} == {2}
     assert result.winner is result.best_recipe
     assert len(result.best_recipe.runs) == 2
     in_full = whole_search(
         params.model_copy(update={"racing": False}), leading_by([-0.01, -0.01, 0.3, 0.3, 0.3])
     )
-    assert not any(one.dropped for one in in_full.confirmations)
+    assert not any(confirmation.dropped for confirmation in in_full.confirmations)
 
 
 def test_a_plan_that_leads_after_two_seeds_gets_all_of_them(default_params: Params) -> None:
@@ -253,9 +253,9 @@ def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: P
         return curve(0.9 - (task.plan["stem"] or 0.0) / 1000 if leads else 0.8)
 
     result = whole_search(params, Trainings(answer))
-    leaders = [one for one in result.confirmations if not one.recipe]
+    leaders = [confirmation for confirmation in result.confirmations if not confirmation.recipe]
     assert len(leaders) > 1
-    assert [len(one.runs) for one in leaders] == [5, *[2] * (len(leaders) - 1)]
+    assert [len(leader.runs) for leader in leaders] == [5, *[2] * (len(leaders) - 1)]
     assert len(result.best_recipe.runs) == 5
 
 
@@ -280,8 +280,8 @@ def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
         return curve(0.9 + 0.02 * first + (0.03 if lucky and len(training_seeds) == 1 else 0.0))
 
     result = whole_search(params, Trainings(answer))
-    plans = [one for one in result.confirmations if not one.recipe]
-    assert [len(one.runs) for one in plans] == fresh
+    plans = [confirmation for confirmation in result.confirmations if not confirmation.recipe]
+    assert [len(plan.runs) for plan in plans] == fresh
     assert str(plans[0].plan) == names[0], "not one that was lucky in the search"
     assert len(result.best_recipe.runs) == 5
     assert result.winner is plans[0]
@@ -293,8 +293,8 @@ def test_a_surgical_scan_comes_first_runs_in_full_and_finds_the_best_block(
     params = changed(default_params, surgical_scan=True)
     result = whole_search(params, Trainings(middle_is_best))
     assert len(result.evaluated) == new_search(params, BLOCKS).planned_evaluations
-    scan = [one.candidate for one in result.evaluated[: len(BLOCKS)]]
-    assert [one.origin for one in scan] == [f"scan:{block}" for block in BLOCKS]
-    assert {one.evaluation.outcome for one in scan if one.evaluation} == {"finished"}
-    assert min(scan, key=lambda one: one.rank_key).origin == "scan:middle"
+    scan = [evaluated.candidate for evaluated in result.evaluated[: len(BLOCKS)]]
+    assert [single.origin for single in scan] == [f"scan:{block}" for block in BLOCKS]
+    assert {single.evaluation.outcome for single in scan if single.evaluation} == {"finished"}
+    assert min(scan, key=lambda single: single.rank_key).origin == "scan:middle"
     assert result.best_recipe.name.startswith(("full", "middle", "linear"))

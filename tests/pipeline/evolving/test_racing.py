@@ -52,14 +52,14 @@ def full_training(seeds: int = 1) -> FullTraining:
 
 def race(**changes: Any) -> Race:
     """One that knows of the spread of seeds, and that errors halve from any epoch on."""
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "full": full_training(3),
         "places": 2,
         "needed": {7: 0.05},
         "seed_spread": 0.2,
         "forecasts": (None, *[Forecast(1.0, math.log(0.5))] * 4),
     }
-    return Race(**(known | changes))
+    return Race(**(values | changes))
 
 
 @pytest.fixture
@@ -153,11 +153,11 @@ def test_forecasts_are_the_regression_of_the_recorded_ends_on_the_errors_so_far(
 def told(search: BioTune, curves: list[LearningCurve]) -> list[tuple[Candidate, list[TrainingRun]]]:
     """Tell the initial population these curves, one each."""
     pairs = []
-    for one, curve in zip(search.ask(), curves, strict=True):
+    for candidate, curve in zip(search.ask(), curves, strict=True):
         evaluation = Evaluation(1 - max(curve.validation_score))
-        search.tell(one, evaluation)
-        own = TrainingRun(replace(task(), plan=one.plan), curve, from_store=False)
-        pairs.append((replace(one, evaluation=evaluation), [own]))
+        search.tell(candidate, evaluation)
+        run = TrainingRun(replace(task(), plan=candidate.plan), curve, from_store=False)
+        pairs.append((replace(candidate, evaluation=evaluation), [run]))
     return pairs
 
 
@@ -194,7 +194,7 @@ def test_a_failed_first_run_gets_no_more_seeds() -> None:
 
 
 def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_seeds() -> None:
-    later = {k: replace(one, generation=1) for k, one in enumerate(BioTune(BLOCKS).ask())}
+    later = {k: replace(founder, generation=1) for k, founder in enumerate(BioTune(BLOCKS).ask())}
     full = full_training(3)
     assert start_race(list(later.values()), [], [], full, 2) is full
 
@@ -202,14 +202,14 @@ def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_see
 def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_as_elites() -> None:
     search = BioTune(BLOCKS, population=6, elites=2)
     told(search, [rising(0.6 + 0.03 * i) for i in range(6)])
-    trials = {one.id: one for one in search.ask()}
+    trials = {trial.id: trial for trial in search.ask()}
     held = race(needed=dict.fromkeys(trials, 0.2))
     first = dict(zip(trials, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
     ids = list(trials)
     assert held.deserve_all_seeds(trials, first) == {ids[1], ids[2]}
-    for one in search.ask():
-        search.tell(one, 0.5)
-    offspring = {one.id: one for one in search.ask()}
+    for trial in search.ask():
+        search.tell(trial, 0.5)
+    offspring = {child.id: child for child in search.ask()}
     ids = list(offspring)
     first = dict(zip(offspring, firsts(0.7, 0.8, 0.75, 0.6).values(), strict=True))
     held = race(needed=dict.fromkeys(ids, 0.2))
@@ -235,19 +235,19 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
     search = BioTune(BLOCKS, population=10, elites=2)
     pairs = told(search, [rising(0.6 + 0.03 * i) for i in range(10)])
     elites = search.standing_elites
-    assert [one.fitness for one in elites] == pytest.approx([0.13, 0.16])
+    assert [elite.fitness for elite in elites] == pytest.approx([0.13, 0.16])
     held = start_race(search.ask(), elites, pairs, full_training(), 2)
     assert isinstance(held, Race)
-    for one in search.ask():
-        assert one.role == "trial"
-        assert held.needed[one.id] == {e.id: e.fitness for e in elites}[one.parents[0]]
-    for one in search.ask():
-        search.tell(one, 0.5)
+    for trial in search.ask():
+        assert trial.role == "trial"
+        assert held.needed[trial.id] == {e.id: e.fitness for e in elites}[trial.parents[0]]
+    for trial in search.ask():
+        search.tell(trial, 0.5)
     offspring = search.ask()
     held = start_race(offspring, search.standing_elites, pairs, full_training(), 2)
     assert isinstance(held, Race)
     assert list(held.needed.values()) == pytest.approx([0.16] * 8)
-    assert set(held.needed) == {one.id for one in offspring}
+    assert set(held.needed) == {child.id for child in offspring}
 
 
 def test_scores_of_another_fold_race_nobody() -> None:
@@ -313,7 +313,7 @@ def params(default_params: Params) -> SearchParams:
 
 
 def epochs_of(result: SearchResult) -> int:
-    return sum(one.epochs for one in result.evaluated)
+    return sum(evaluated.epochs for evaluated in result.evaluated)
 
 
 def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
@@ -323,15 +323,15 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
     raced, _ = search_with(params.model_copy(update={"racing": True}))
     assert epochs_of(raced) < epochs_of(full)
     assert len(raced.evaluated) == len(full.evaluated)
-    stopped = [one for one in raced.evaluated if one.candidate.evaluation.outcome == "stopped"]
+    stopped = [c for c in raced.evaluated if c.candidate.evaluation.outcome == "stopped"]
     assert stopped
-    first = [one for one in raced.evaluated if one.candidate.generation == 0]
-    assert {len(one.runs) for one in first} == {1, 3}
-    for one in stopped:
+    first = [evaluated for evaluated in raced.evaluated if evaluated.candidate.generation == 0]
+    assert {len(evaluated.runs) for evaluated in first} == {1, 3}
+    for loser in stopped:
         assert all(
-            c.candidate is None or c.candidate.id != one.candidate.id for c in raced.confirmations
+            c.candidate is None or c.candidate.id != loser.candidate.id for c in raced.confirmations
         )
-        *earlier, last = (run.curve for run in one.runs)
+        *earlier, last = (run.curve for run in loser.runs)
         assert {curve.outcome for curve in earlier} <= {"finished"}
         assert last.outcome == "stopped" or len(last.validation_score) == EPOCHS
     assert full.winner.evaluation.fitness == pytest.approx(
@@ -341,26 +341,26 @@ def test_racing_trains_less_and_stopped_candidates_rank_behind_and_never_win(
 
 def test_one_training_seed_leaves_the_first_generation_whole(params: SearchParams) -> None:
     raced, _ = search_with(params.model_copy(update={"training_seeds": [0]}))
-    first = [one for one in raced.evaluated if one.candidate.generation == 0]
-    assert all(one.candidate.finished for one in first)
+    first = [evaluated for evaluated in raced.evaluated if evaluated.candidate.generation == 0]
+    assert all(evaluated.candidate.finished for evaluated in first)
 
 
 def test_with_a_scan_the_first_generation_is_held_against_its_best(params: SearchParams) -> None:
     raced, _ = search_with(params.model_copy(update={"surgical_scan": True}))
-    first = [one for one in raced.evaluated if one.candidate.generation == 0]
-    scan = [one for one in first if one.candidate.origin.startswith("scan:")]
-    whole = [one for one in scan if one.candidate.finished]
+    first = [evaluated for evaluated in raced.evaluated if evaluated.candidate.generation == 0]
+    scan = [evaluated for evaluated in first if evaluated.candidate.origin.startswith("scan:")]
+    whole = [evaluated for evaluated in scan if evaluated.candidate.finished]
     assert len(whole) == params.elites + 1
-    later = [one for one in first if one not in scan]
-    worst = sorted(one.candidate.fitness for one in whole)[params.elites - 1]
-    stopped = [one for one in later if not one.candidate.finished]
+    later = [evaluated for evaluated in first if evaluated not in scan]
+    worst = sorted(evaluated.candidate.fitness for evaluated in whole)[params.elites - 1]
+    stopped = [evaluated for evaluated in later if not evaluated.candidate.finished]
     assert stopped
-    assert all(one.candidate.fitness >= worst for one in stopped)
+    assert all(evaluated.candidate.fitness >= worst for evaluated in stopped)
 
 
 def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:
     full, _ = search_with(params.model_copy(update={"racing": False}))
-    assert {one.candidate.evaluation.outcome for one in full.evaluated} == {"finished"}
+    assert {c.candidate.evaluation.outcome for c in full.evaluated} == {"finished"}
     assert epochs_of(full) == len(full.evaluated) * 3 * EPOCHS
     assert new_search(params, BLOCKS).planned_evaluations == len(full.evaluated)
 
@@ -372,12 +372,12 @@ def test_the_order_in_which_runs_finish_changes_nothing(params: SearchParams, ra
     orders = [lambda _: 0, lambda n: n - 1, lambda n: int(rng.integers(n))]
     results = [search_with(chosen, order=order)[0] for order in orders]
     for other in results[1:]:
-        assert [one.candidate for one in other.evaluated] == [
-            one.candidate for one in results[0].evaluated
+        assert [evaluated.candidate for evaluated in other.evaluated] == [
+            evaluated.candidate for evaluated in results[0].evaluated
         ]
-        assert [[run.curve for run in one.runs] for one in other.evaluated] == [
-            [run.curve for run in one.runs] for one in results[0].evaluated
+        assert [[run.curve for run in evaluated.runs] for evaluated in other.evaluated] == [
+            [run.curve for run in evaluated.runs] for evaluated in results[0].evaluated
         ]
-        assert [one.plan for one in other.confirmations] == [
-            one.plan for one in results[0].confirmations
+        assert [confirmation.plan for confirmation in other.confirmations] == [
+            confirmation.plan for confirmation in results[0].confirmations
         ]

@@ -31,8 +31,8 @@ def shown(*errors: float) -> LearningCurve:
 def told(candidate: Candidate, *curves: LearningCurve) -> tuple[Candidate, list[TrainingRun]]:
     """A candidate that has finished, with the runs of its seeds."""
     runs = [
-        TrainingRun(replace(task(seed=seed), plan=candidate.plan), one, from_store=False)
-        for seed, one in enumerate(curves)
+        TrainingRun(replace(task(seed=seed), plan=candidate.plan), trained, from_store=False)
+        for seed, trained in enumerate(curves)
     ]
     return replace(candidate, evaluation=Evaluation(0.1)), runs
 
@@ -46,58 +46,58 @@ def second_generation(folds: int) -> tuple[BioTune, list[Candidate]]:
 
 
 def of_this_fold(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [replace(one, fold=1) for one in candidates]
+    return [replace(candidate, fold=1) for candidate in candidates]
 
 
 def test_nobody_is_held_against_elites_of_another_fold() -> None:
     search, others = second_generation(folds=2)
-    known = [told(one, curve(0.9)) for one in of_this_fold(others)]
+    history = [told(candidate, curve(0.9)) for candidate in of_this_fold(others)]
     elites = search.standing_elites
-    assert {one.fold for one in search.ask()} == {1}
-    assert start_race(search.ask(), elites, known, FULL, 2) is FULL
+    assert {candidate.fold for candidate in search.ask()} == {1}
+    assert start_race(search.ask(), elites, history, FULL, 2) is FULL
     mixed = [elites[0], *of_this_fold(elites[1:])]
-    assert start_race(search.ask(), mixed, known, FULL, 2) is FULL
-    assert start_race(search.ask(), of_this_fold(elites), known, FULL, 2) != FULL
+    assert start_race(search.ask(), mixed, history, FULL, 2) is FULL
+    assert start_race(search.ask(), of_this_fold(elites), history, FULL, 2) != FULL
 
 
 def test_an_elite_that_is_scored_again_runs_in_full() -> None:
     search, others = second_generation(folds=2)
-    known = [told(one, curve(0.9)) for one in of_this_fold(others)]
+    history = [told(candidate, curve(0.9)) for candidate in of_this_fold(others)]
     elites = of_this_fold(search.standing_elites)
-    held = start_race(search.ask(), elites, known, FULL, 2)
+    held = start_race(search.ask(), elites, history, FULL, 2)
     assert isinstance(held, Race)
-    plans = {one.plan for one in elites}
-    again = {one.id for one in search.ask() if one.plan in plans}
+    plans = {elite.plan for elite in elites}
+    again = {candidate.id for candidate in search.ask() if candidate.plan in plans}
     assert len(again) >= 2
-    raced = {one.id for one in search.ask()} - again
+    raced = {candidate.id for candidate in search.ask()} - again
     assert set(held.needed) == raced
     assert raced
 
 
 def test_a_plan_that_was_trained_in_full_runs_in_full() -> None:
     search, others = second_generation(folds=1)
-    known = [told(one, curve(0.9)) for one in others]
-    stopped = (replace(known[0][0], evaluation=Evaluation(0.3, outcome="stopped")), known[0][1])
+    history = [told(candidate, curve(0.9)) for candidate in others]
+    stopped = (replace(history[0][0], evaluation=Evaluation(0.3, outcome="stopped")), history[0][1])
     batch = search.ask()
     batch[:2] = [replace(batch[0], plan=others[0].plan), replace(batch[1], plan=others[1].plan)]
-    held = start_race(batch, search.standing_elites, [stopped, *known[1:]], FULL, 2)
+    held = start_race(batch, search.standing_elites, [stopped, *history[1:]], FULL, 2)
     assert isinstance(held, Race)
-    assert set(held.needed) == {one.id for one in batch} - {batch[1].id}
+    assert set(held.needed) == {candidate.id for candidate in batch} - {batch[1].id}
 
 
 def test_the_spread_of_seeds_is_pooled_over_the_candidates_and_unbiased() -> None:
     search, others = second_generation(folds=1)
     errors = [(0.1, 0.2, 0.4), (0.05, 0.1)]
-    known = [
-        told(one, *(curve(1 - error) for error in own))
-        for one, own in zip(others[:2], errors, strict=True)
+    history = [
+        told(candidate, *(curve(1 - error) for error in of_seeds))
+        for candidate, of_seeds in zip(others[:2], errors, strict=True)
     ]
     held = start_race(
-        search.ask(), search.standing_elites, known, replace(FULL, seeds=(0, 1, 2)), 2
+        search.ask(), search.standing_elites, history, replace(FULL, seeds=(0, 1, 2)), 2
     )
     assert isinstance(held, Race)
-    logs = [np.log(np.array(own) + SMALLEST_ERROR) for own in errors]
-    squares = sum(np.sum((own - own.mean()) ** 2) for own in logs)
+    logs = [np.log(np.array(of_seeds) + SMALLEST_ERROR) for of_seeds in errors]
+    squares = sum(np.sum((log - log.mean()) ** 2) for log in logs)
     assert held.seed_spread == pytest.approx(math.sqrt(squares / (2 + 1)))
 
 
@@ -112,8 +112,8 @@ def test_a_forecast_is_of_the_epochs_that_it_is_named_for() -> None:
     assert forecast is not None
     assert (forecast.slope, forecast.offset) == (pytest.approx(0.5), pytest.approx(-3))
     search, others = second_generation(folds=1)
-    known = [told(others[0], *curves)]
-    held = start_race(search.ask(), search.standing_elites, known, FULL, 2)
+    history = [told(others[0], *curves)]
+    held = start_race(search.ask(), search.standing_elites, history, FULL, 2)
     assert isinstance(held, Race)
     assert held.forecasts == tuple(forecast_after(curves, done) for done in range(1, EPOCHS))
     assert held.forecasts[0] is None

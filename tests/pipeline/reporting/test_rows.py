@@ -24,7 +24,7 @@ from tests.pipeline.trainings import curve, task
 )
 def test_a_reason_names_the_seed_and_what_happened(outcomes, outcome, expected) -> None:
     runs = [
-        TrainingRun(task(seed=seed), replace(curve(0.5), outcome=one), from_store=False)
-        for seed, one in enumerate(outcomes)
+        TrainingRun(task(seed=seed), replace(curve(0.5), outcome=ending), from_store=False)
+        for seed, ending in enumerate(outcomes)
     ]
     assert _reason(runs, Evaluation(1.0, outcome=outcome)) == expected

@@ -41,8 +41,8 @@ class Pool:
 
 
 def asked(runs: TrainingRuns, tasks: Sequence[TrainingTask]) -> list[TrainingRun]:
-    for one in tasks:
-        runs.submit(one)
+    for wanted in tasks:
+        runs.submit(wanted)
     return [runs.next_finished() for _ in tasks]
 
 
@@ -105,13 +105,13 @@ def test_each_is_asked_what_comes_next_and_a_task_of_two_is_run_once() -> None:
         "nothing": one_after_another(),
     }
     followed = dict(follow(wanted, runs, cost_rank))
-    assert {key: [run.task for run in own] for key, own in followed.items()} == {
+    assert {key: [run.task for run in finished] for key, finished in followed.items()} == {
         "both": [first, second],
         "all at once": [first, second, third],
         "the same": [first, second],
         "nothing": [],
     }
-    assert sorted(one.seed for one in runs.asked) == [0, 1, 2]
+    assert sorted(submitted.seed for submitted in runs.asked) == [0, 1, 2]
 
 
 def test_the_next_task_starts_while_others_still_run_and_the_longest_starts_first() -> None:

@@ -182,10 +182,10 @@ def filled(tmp_path: Path) -> Path:
 def known_of(home: Path) -> int:
     """How many entries a store gives back, none of them wrong."""
     store = EvaluationStore(home, INPUTS)
-    found = [store.get(task(seed=seed)) for seed in range(ENTRIES)]
-    assert all(one in (None, curve(seed / 100)) for seed, one in enumerate(found))
+    curves = [store.get(task(seed=seed)) for seed in range(ENTRIES)]
+    assert all(kept in (None, curve(seed / 100)) for seed, kept in enumerate(curves))
     store.close()
-    return sum(one is not None for one in found)
+    return sum(kept is not None for kept in curves)
 
 
 def flip(file: Path, place: int, bit: int = 2) -> None:
@@ -203,9 +203,9 @@ def test_wherever_a_bit_flips_what_is_lost_is_said_and_the_store_goes_on(
         filled.write_bytes(whole)
         flip(filled, place, draw.randrange(8))
         caplog.clear()
-        known = known_of(filled.parent)
-        assert known == ENTRIES or "damaged" in caplog.text, f"silent at {place}"
-        outcomes["lost" if known < ENTRIES else "mended" if caplog.text else "fine"] += 1
+        count = known_of(filled.parent)
+        assert count == ENTRIES or "damaged" in caplog.text, f"silent at {place}"
+        outcomes["lost" if count < ENTRIES else "mended" if caplog.text else "fine"] += 1
         store = EvaluationStore(filled.parent, INPUTS)
         for seed in range(ENTRIES):
             if store.get(task(seed=seed)) is None:
@@ -337,14 +337,14 @@ for seed in range(20):
         subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
         for _ in range(3)
     ]
-    for one in started:
-        one.stdout.readline()  # all are ready
-    for one in started:
-        one.stdin.write("\n")
-        one.stdin.flush()
-    for one in started:
-        _, errors = one.communicate(timeout=60)
-        assert one.returncode == 0, errors
+    for process in started:
+        process.stdout.readline()  # all are ready
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
     store = EvaluationStore(tmp_path, INPUTS)
     assert [store.get(task(seed=seed)) for seed in range(20)] == [curve(s / 100) for s in range(20)]
 

@@ -43,6 +43,6 @@ def test_no_two_runs_that_differ_in_one_respect_have_one_key(tmp_path: Path) -> 
         *(with_settings(augment=kind) for kind in ("flip", "randaugment", "trivialaugment")),
     ]
     store = EvaluationStore(tmp_path, shared_inputs("data", "network", "weights", Compute()))
-    keys = {store.key(one): one for one in tasks}
+    keys = {store.key(run): run for run in tasks}
     assert list(keys.values()) == tasks
     assert store.key(with_settings()) == store.key(task())
