@@ -27,7 +27,7 @@ from pipeline.evolving.confirmation import most_runs
 from pipeline.evolving.loop import new_search
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.prepare import source_of
-from pipeline.proof.formats import FORMATS
+from pipeline.proof.export_formats import FORMATS
 from pipeline.reporting.console import print_table
 from pipeline.trials.machine import check_training, describe, resolve_compute
 from pipeline.trials.side_by_side import resolve_workers

@@ -42,8 +42,8 @@ from pipeline.proof.agreement import (
     worst,
 )
 from pipeline.proof.bundle import complete_bundle
-from pipeline.proof.card import CardFacts, card_template, model_card
-from pipeline.proof.formats import FORMATS, add_smaller
+from pipeline.proof.export_formats import FORMATS, add_smaller
+from pipeline.proof.model_card import CardFacts, card_template, model_card
 from pipeline.proof.originals import Originals, thumbnail
 from pipeline.reporting.console import percent, print_table
 from pipeline.tracking.origin import lineage

@@ -32,7 +32,8 @@ from pipeline.evolving.loop import (
 from pipeline.params import Params, SearchParams
 from pipeline.reporting.console import percent, print_plan, print_table
 from pipeline.reporting.plots import search_figures
-from pipeline.reporting.rows import confirmation_row, evaluation_row, tracked_genome
+from pipeline.reporting.rows import confirmation_row, evaluation_row
+from pipeline.tracking.genome import tracked_genome
 from pipeline.tracking.stage_run import StageRun
 from pipeline.trials.machine import describe
 from pipeline.workshop import Workshop

@@ -35,7 +35,7 @@ TOGETHER = (
         "tests/biotune/commands/",
         "tests/biotune/deployment/",
         "tests/biotune/serving/",
-        "tests/pipeline/proof/test_formats.py",
+        "tests/pipeline/proof/test_export_formats.py",
         "tests/pipeline/proof/test_agreement.py",
         "tests/end_to_end/",
     ),

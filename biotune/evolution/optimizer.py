@@ -15,9 +15,9 @@ from biotune.evolution.candidate import (
     ranked_population,
 )
 from biotune.evolution.checks import check_at_least, check_blocks, check_fitness, check_one_of
+from biotune.evolution.elites import elite_trials, survivors
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
 from biotune.evolution.initial import Founder, initial_population, single_blocks
-from biotune.evolution.operators import exploit
 from biotune.evolution.reproduction import reproduce, without_beaten_parents
 
 if TYPE_CHECKING:
@@ -264,33 +264,23 @@ class BioTune:
         )
 
     def _exploitation(self) -> list[Individual]:
-        """For each elite: itself again where the fold changed, and a step up and one down."""
-        batch = []
-        for elite in self._ranking[: self.elites]:
-            genome, parents = elite.candidate.genome, (elite.candidate.id,)
-            trials = []
-            if self._rescoring:
-                trials.append(self._candidate(genome, "rescore", parents, "rescore"))
-            for step in exploit(genome, self.head, self._rng):
-                trials.append(self._candidate(step, "exploitation", parents, "trial"))
-            # Momentum and extinction factor belong to the individual, whatever its genome.
-            batch += [elite.succeeded_by(trial) for trial in trials]
-        return batch
+        """The trials of each elite, which keep its momentum and extinction factor: these belong to
+        the individual, whatever its genome."""
+        return [
+            elite.succeeded_by(self._candidate(genome, origin, (elite.candidate.id,), role))
+            for elite in self._ranking[: self.elites]
+            for genome, origin, role in elite_trials(
+                elite, self.head, self._rng, rescore=self._rescoring
+            )
+        ]
 
     def _select_survivors(self, trials: list[Individual]) -> None:
-        """Replace each elite by the best of its trials that beats it, and fill the mating pool."""
+        """Begin the next ranking with the elites that survive, and fill the mating pool."""
         elites, others = self._ranking[: self.elites], self._ranking[self.elites :]
-        survivors = []
-        for elite in elites:
-            steps = [trial for trial in trials if elite.candidate.id in trial.candidate.parents]
-            if self._rescoring:
-                elite, *steps = steps
-            best = by_rank(steps)[0]
-            survivors.append(best if best.candidate.beats(elite.candidate) else elite)
-        self._next_ranking = survivors
+        self._next_ranking = survivors(elites, trials, rescored=self._rescoring)
         # After a change of fold, the survivors' scores are not comparable with the others': the
         # pool keeps the order of the old fold, which all of them shared.
-        pool = survivors + others
+        pool = self._next_ranking + others
         self._mating_pool = pool if self._rescoring else by_rank(pool)
 
     def _offspring(self, count: int) -> list[Individual]:

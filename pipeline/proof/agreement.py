@@ -20,7 +20,7 @@ from biotune.finetuning.inference import Trained, predict_each
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from pipeline.errors import PipelineError
 from pipeline.params import ExportParams
-from pipeline.proof.formats import FORMATS
+from pipeline.proof.export_formats import FORMATS
 from pipeline.proof.originals import Originals, Pixels, evenly, scaled, thumbnail
 from pipeline.trials.side_by_side import InOrder, single_threads
 

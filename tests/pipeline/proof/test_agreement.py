@@ -13,7 +13,7 @@ from biotune.deployment.predictor import Predictor
 from biotune.finetuning.training import ImageSubset, predict_probabilities
 from biotune.images import DigitsSource
 from pipeline.proof.agreement import Answers, ask
-from pipeline.proof.formats import accuracy_on_prepared, calibration_batches
+from pipeline.proof.export_formats import accuracy_on_prepared, calibration_batches
 from pipeline.proof.originals import MissingOriginalError, Originals, thumbnail
 from tests.exported import Exported
 

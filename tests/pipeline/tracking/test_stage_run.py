@@ -19,8 +19,9 @@ from pipeline import sync
 from pipeline.evolving.loop import SearchResult
 from pipeline.params import Params
 from pipeline.reporting.plots import search_figures
-from pipeline.reporting.rows import evaluation_row, tracked_genome
+from pipeline.reporting.rows import evaluation_row
 from pipeline.tracking import mlflow as receiving
+from pipeline.tracking.genome import tracked_genome
 from pipeline.tracking.mlflow import KEY_TAG, PIPELINE_TAG
 from pipeline.tracking.stage_run import (
     TrackedRun,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from biotune.plan import Evaluation
-from pipeline.reporting.rows import _reason
+from pipeline.tracking.genome import reason_of
 from pipeline.trials.runs import TrainingRun
 from tests.pipeline.trainings import curve, task
 
@@ -27,4 +27,4 @@ def test_a_reason_names_the_seed_and_what_happened(outcomes, outcome, expected) 
         TrainingRun(task(seed=seed), replace(curve(0.5), outcome=ending), from_store=False)
         for seed, ending in enumerate(outcomes)
     ]
-    assert _reason(runs, Evaluation(1.0, outcome=outcome)) == expected
+    assert reason_of(runs, Evaluation(1.0, outcome=outcome)) == expected

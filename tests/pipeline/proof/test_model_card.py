@@ -11,7 +11,7 @@ import pytest
 from biotune.data import PreparedImages
 from biotune.finetuning.checkpoints import ModelCard
 from biotune.plan import FineTunePlan
-from pipeline.proof.card import TEMPLATE, CardFacts, card_template, code, model_card
+from pipeline.proof.model_card import TEMPLATE, CardFacts, card_template, code, model_card
 
 SCORES = {
     **dict.fromkeys(("accuracy", "balanced_accuracy", "f1_macro", "cohen_kappa", "brier"), 0.5),
@@ -116,14 +116,14 @@ def test_over_several_seeds_the_spread_is_said() -> None:
 
 
 def test_text_that_somebody_adds_is_in_the_card(tmp_path: Path) -> None:
-    edited = tmp_path / "card.md.j2"
+    edited = tmp_path / "model_card.md.j2"
     edited.write_text(TEMPLATE.read_text() + "\n## Contact\n\nThe lab of {{ model.name }}.\n")
     card = model_card(card_template(edited), facts("a", "b"), FIGURES)
     assert card.endswith("\n\n## Contact\n\nThe lab of g0-1.\n")
 
 
 def test_a_template_that_cannot_be_used_is_named_with_what_is_wrong(tmp_path: Path) -> None:
-    edited = tmp_path / "card.md.j2"
+    edited = tmp_path / "model_card.md.j2"
     edited.write_text("# Card\n{% if model %}\n")
     with pytest.raises(ValueError, match=r"card\.md\.j2, line 2: .*endif.*correct the template"):
         card_template(edited)

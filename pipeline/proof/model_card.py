@@ -1,6 +1,6 @@
 """``card.md``: what a person must know before trusting the model with anything.
 
-Its text is ``card.md.j2``, beside this file.
+Its text is ``model_card.md.j2``, beside this file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from biotune.data.prepared import PreparedImages
 from biotune.data.splits import SPLITS
 from biotune.finetuning.checkpoints import ModelCard
 from pipeline.proof.agreement import by_format, worst
-from pipeline.proof.formats import FORMATS
+from pipeline.proof.export_formats import FORMATS
 
-TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
+TEMPLATE: Final = Path(__file__).with_name("model_card.md.j2")
 
 
 @dataclass(frozen=True, kw_only=True)

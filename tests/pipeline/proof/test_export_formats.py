@@ -12,7 +12,7 @@ import pytest
 
 from biotune.data import PreparedImages
 from pipeline.params import ExportParams
-from pipeline.proof.formats import FORMATS, SMALLER, SmallerFormat, add_smaller, judge
+from pipeline.proof.export_formats import FORMATS, SMALLER, SmallerFormat, add_smaller, judge
 from tests.exported import Exported
 
 
