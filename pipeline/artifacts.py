@@ -6,16 +6,16 @@ import csv
 import errno
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Final
 
-from ruamel.yaml import YAML
-
 from biotune.files import put_file, put_folder, scratch_beside
+from pipeline.errors import PipelineError
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,34 @@ class Files:
     @property
     def model_weights(self) -> Path:
         """The winner; what it is, is in the ``.json`` beside it."""
-        return self.model.with_suffix(".safetensors")
+        return Path(f"{self.model}.safetensors")
 
     @property
     def baseline_weights(self) -> Path:
         """The best recipe; likewise."""
-        return self.baseline.with_suffix(".safetensors")
+        return Path(f"{self.baseline}.safetensors")
 
 
-def _named_in(dvc_yaml: Path) -> Files:
-    # The stages below are DVC's to read; and a whole file would take a command's start a while.
-    head = dvc_yaml.read_text(encoding="utf-8").partition("\nstages:")[0]
-    named = YAML(typ="safe", pure=True).load(head)["vars"][0]["files"]
-    return Files(**{name: Path(path) for name, path in named.items()})
+def files_of(dvc_yaml: Path) -> Files:
+    """The paths that a ``dvc.yaml`` names below ``files:``.
+
+    Raises:
+        PipelineError: if one of them is missing.
+    """
+    # By the standard library, because `biotune --help` shows them wherever the checkout is used.
+    text = dvc_yaml.read_text(encoding="utf-8")
+    block = re.search(r"^ *- files:\n((?: +\w+: \S+\n)+)", text, re.MULTILINE)
+    named = dict(line.strip().split(": ", 1) for line in block[1].splitlines()) if block else {}
+    wanted = {field.name for field in fields(Files)} - {"lineage"}
+    if missing := sorted(wanted - named.keys()):
+        raise PipelineError(
+            f"{dvc_yaml}: `files:` below `vars:` does not say where {', '.join(missing)} are: "
+            "write `name: path` there, one on a line"
+        )
+    return Files(**{name: Path(named[name]) for name in wanted})
 
 
-FILES: Final = _named_in(Path(__file__).parents[1] / "dvc.yaml")
+FILES: Final = files_of(Path(__file__).parents[1] / "dvc.yaml")
 """Of this checkout."""
 
 

@@ -78,15 +78,15 @@ def run(params_file: Path, *, image_list: Path, weights_list: Path) -> None:
                 files["prepare.table.file"] = inputs.table
             weights = {"model.weights": inputs.weights} if inputs.weights.is_file() else {}
             digests = _digests(repo, [*files.values(), *weights.values()])
+        for path, listed in ((image_list, files), (weights_list, weights)):
+            rows = [{"path": name, "md5": digests.get(listed[name], "")} for name in sorted(listed)]
+            write_csv(path, rows, ("path", "md5"))
     except DvcException as error:
         raise PipelineError(f"DVC: {error}") from error
     except UnicodeEncodeError as error:  # DVC's record has names of files as text
         raise PipelineError(
             f"the file name {error.object!r} is not valid UTF-8: rename it"
         ) from error
-    for path, listed in ((image_list, files), (weights_list, weights)):
-        rows = [{"path": name, "md5": digests.get(listed[name], "")} for name in sorted(listed)]
-        write_csv(path, rows, ("path", "md5"))
 
 
 def read_inputs(params_file: Path) -> Inputs:

@@ -109,7 +109,7 @@ class TableParams(_Section):
     """The labels of ``prepare.source: image_csv``."""
 
     file: str
-    """below prepare.path, so that DVC notices its changes"""
+    """the table of labels, anywhere"""
     image_column: str
     """paths relative to prepare.path, with the file's ending or without"""
     label_column: str

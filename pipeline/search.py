@@ -108,7 +108,8 @@ class _Progress:
         self.bar.close()
 
     def show(self, told: EvaluatedCandidate) -> EvaluatedCandidate:
-        self.tracked.child(tracked_genome(told, self.section.base_lr, self.parameters))
+        row = evaluation_row(told, self.parameters)
+        self.tracked.child(tracked_genome(told, row, self.section.base_lr))
         self.best = min(self.best, told.candidate.fitness)
         self.bar.set_postfix_str(f"best fitness {self.best:.4f}", refresh=False)
         self._count(len(told.runs), len(self.section.training_seeds))

@@ -14,6 +14,7 @@ from pipeline.artifacts import csv_text
 from pipeline.home import biotune_home
 from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.tracking.stage_run import StageRun, tracked_stage
+from pipeline.trials.code_version import code_hash
 from pipeline.trials.machine import check_training, describe, resolve_compute
 from pipeline.trials.pool import InProcess, TrainerSetup, WorkerPool
 from pipeline.trials.runs import Attempt, TrainingRuns
@@ -100,6 +101,7 @@ class Workshop:
             weights=model.weights,
             compute=self.compute,
             feature_cache_bytes=cache // self.workers,
+            code=code_hash(),
         )
         in_process = self.params.runtime.workers == 0
         return InProcess(setup) if in_process else WorkerPool(setup, self.workers)

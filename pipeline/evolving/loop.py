@@ -110,6 +110,8 @@ def evolve(search: Optimizer, params: SearchParams, runs: Runs) -> Iterator[Eval
     first_with: dict[tuple[FineTunePlan, int], int] = {}
     while not search.done:
         batch = search.ask()
+        if not batch:
+            raise RuntimeError(f"{search} is not done, and asks for nothing")
         for candidate in batch:
             first_with.setdefault((candidate.plan, candidate.fold), candidate.id)
         race: Race | FullTraining = full

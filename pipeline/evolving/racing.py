@@ -91,8 +91,8 @@ class Race:
     Attributes:
         full: what a candidate is trained in that is not stopped.
         places: how many of a kind may get more seeds than the first.
-        needed: candidate id → fitness that it must reach; no entry for one that runs in full.
-            Empty for the first generation, in which all compete for the same places.
+        needed: candidate id → fitness that it must reach; no entry for one that runs in full. Empty
+            where nobody is held against anything: all compete for the places.
         seed_spread: standard deviation of the logarithm of one seed's error round its candidate's
             mean; a ratio, because the errors of good candidates also vary less.
         forecasts: of a run's end after 1, 2, … epochs; None where too little is known.
@@ -229,8 +229,8 @@ def start_race(
     told: Iterable[tuple[Candidate, Sequence[TrainingRun]]],
     full: FullTraining,
     places: int,
-) -> Race | FullTraining:
-    """What a batch must reach; ``full`` itself where it cannot be held against anything.
+) -> Race:
+    """What a batch must reach; nothing where it cannot be held against anything.
 
     Args:
         batch: candidates that are about to be trained, of one fold.
@@ -245,7 +245,7 @@ def start_race(
     if not elites or not comparable or not whole:
         later = any(candidate.generation for candidate in batch)
         # One more than there are elites: the best of those that are not elites breeds, too.
-        return full if later else Race(full, places + 1)
+        return Race(full, len(batch) if later else places + 1)
     fitness = {elite.id: elite.fitness for elite in elites}
     in_full = {candidate.plan for candidate, _ in whole}  # costs nothing once more
     ended = {run.task: run.curve for _, runs in of_fold for run in runs}
@@ -258,7 +258,7 @@ def start_race(
         if candidate.role != "rescore" and candidate.plan not in in_full
     }
     if not needed:
-        return full
+        return Race(full, len(batch))
     return Race(
         full,
         places,

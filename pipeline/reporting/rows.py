@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from biotune.plan import FineTunePlan
-from pipeline.tracking.genome import reason_of, scores_of
+from biotune.plan import Evaluation, FineTunePlan
 
 if TYPE_CHECKING:
     from pipeline.evolving.confirmation import Confirmation
     from pipeline.evolving.loop import EvaluatedCandidate
+    from pipeline.trials.runs import TrainingRun
 
 
 def evaluation_row(told: EvaluatedCandidate, total_parameters: int) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def evaluation_row(told: EvaluatedCandidate, total_parameters: int) -> dict[str,
         "origin": candidate.origin,
         "parents": " ".join(map(str, candidate.parents)),
         "fold": candidate.fold,
-        **scores_of(candidate.evaluation, total_parameters),
+        **_scores(candidate.evaluation, total_parameters),
         "reason": reason_of(told.runs, candidate.evaluation),
         "runs": len(told.runs),
         "epochs": told.epochs,
@@ -43,10 +44,39 @@ def confirmation_row(confirmation: Confirmation, total_parameters: int) -> dict[
         "name": confirmation.name,
         "is_recipe": confirmation.recipe,
         "seeds": len(confirmation.runs),
-        **scores_of(confirmation.evaluation, total_parameters),
+        **_scores(confirmation.evaluation, total_parameters),
         "reason": reason_of(confirmation.runs, confirmation.evaluation),
         **_multipliers(confirmation.plan),
     }
+
+
+def _scores(evaluation: Evaluation | None, total_parameters: int) -> dict[str, Any]:
+    if evaluation is None:
+        raise ValueError("expected a candidate that was told its evaluation, got one without")
+    trained = evaluation.trained_parameters or 0
+    return {
+        "fitness": evaluation.fitness,
+        "brier": evaluation.brier,
+        "outcome": evaluation.outcome,
+        "trained_parameters": trained,
+        "trained_share": trained / total_parameters,
+    }
+
+
+def reason_of(runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> str | None:
+    """Why a candidate has no score of its own; None if it has."""
+    if evaluation is None or evaluation.outcome == "finished":
+        return None
+    for run in runs:
+        epochs = len(run.curve.validation_score)
+        if run.curve.outcome == evaluation.outcome:
+            said = {
+                "diverged": f"the loss of epoch {epochs + 1} was no number",
+                "infeasible": "out of memory, also with empty caches",
+                "stopped": f"hopeless after {epochs} epochs",
+            }
+            return f"seed {run.task.seed}: {said[evaluation.outcome]}"
+    return f"hopeless after {len(runs)} of its seeds"
 
 
 def _multipliers(plan: FineTunePlan) -> dict[str, Any]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from biotune.plan import Evaluation
 from pipeline.tracking.stage_run import TrackedRun
 
 if TYPE_CHECKING:
     from pipeline.evolving.loop import EvaluatedCandidate
-    from pipeline.trials.runs import TrainingRun
+
+_SCORES: Final = ("fitness", "brier", "trained_parameters", "trained_share")
+"""Columns that are metrics."""
 
 
-def tracked_genome(told: EvaluatedCandidate, base_lr: float, total_parameters: int) -> TrackedRun:
-    """A candidate as an MLflow run: what it is, where it came from, every epoch of every seed."""
+def tracked_genome(told: EvaluatedCandidate, row: Mapping[str, Any], base_lr: float) -> TrackedRun:
+    """A candidate as an MLflow run: what it is, where it came from, every epoch of every seed.
+
+    Args:
+        told: the candidate with its runs.
+        row: its row of ``evaluations.csv``.
+        base_lr: the rate at multiplier 1.
+    """
     candidate = told.candidate
-    scores = scores_of(candidate.evaluation, total_parameters)
     curves = {}
     for run in told.runs:
         curves[f"seed{run.task.seed}.train_loss"] = run.curve.train_loss
@@ -39,7 +45,7 @@ def tracked_genome(told: EvaluatedCandidate, base_lr: float, total_parameters: i
             **{f"lr.{b}": f"{(m or 0) * base_lr:.6g}" for b, m in candidate.plan.items()},
         },
         metrics={
-            **{k: v for k, v in scores.items() if isinstance(v, int | float)},
+            **{name: row[name] for name in _SCORES if row[name] is not None},
             "seconds": sum(run.curve.seconds for run in told.runs),
         },
         curves=curves,
@@ -47,38 +53,9 @@ def tracked_genome(told: EvaluatedCandidate, base_lr: float, total_parameters: i
             "biotune.kind": "genome",
             "biotune.candidate": str(candidate.id),
             "biotune.origin": candidate.origin,
-            "biotune.outcome": str(scores["outcome"]),
-            "biotune.reason": reason_of(told.runs, candidate.evaluation) or "none",
+            "biotune.outcome": row["outcome"],
+            "biotune.reason": row["reason"] or "none",
             "biotune.store_hit": str(store_hit).lower(),
         },
         seconds=trained,
     )
-
-
-def scores_of(evaluation: Evaluation | None, total_parameters: int) -> dict[str, Any]:
-    if evaluation is None:
-        raise ValueError("expected a candidate that was told its evaluation, got one without")
-    trained = evaluation.trained_parameters or 0
-    return {
-        "fitness": evaluation.fitness,
-        "brier": evaluation.brier,
-        "outcome": evaluation.outcome,
-        "trained_parameters": trained,
-        "trained_share": trained / total_parameters,
-    }
-
-
-def reason_of(runs: Sequence[TrainingRun], evaluation: Evaluation | None) -> str | None:
-    """Why a candidate has no score of its own; None if it has."""
-    if evaluation is None or evaluation.outcome == "finished":
-        return None
-    for run in runs:
-        epochs = len(run.curve.validation_score)
-        if run.curve.outcome == evaluation.outcome:
-            said = {
-                "diverged": f"the loss of epoch {epochs + 1} was no number",
-                "infeasible": "out of memory, also with empty caches",
-                "stopped": f"hopeless after {epochs} epochs",
-            }
-            return f"seed {run.task.seed}: {said[evaluation.outcome]}"
-    return f"hopeless after {len(runs)} of its seeds"

@@ -7,8 +7,8 @@ import ast
 import hashlib
 from collections.abc import Iterator
 from functools import cache
+from importlib.abc import InspectLoader
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 TRAINING: Final = "biotune.finetuning.fitness"
@@ -20,7 +20,8 @@ def code_hash(module: str = TRAINING) -> str:
     """SHA-256 of a module and all of its package's that it imports, in hexadecimal.
 
     Of their syntax trees without docstrings and comments, so that only what runs counts; and by
-    their names, so that a checkout, a wheel and an image of the same code agree.
+    their names, so that a checkout, a wheel and an image of the same code agree, where Python's
+    minor version is the same.
     """
     package = module.partition(".")[0]
     sources: dict[str, str] = {}
@@ -29,10 +30,10 @@ def code_hash(module: str = TRAINING) -> str:
         name = todo.pop()
         if name in sources:
             continue
-        file = _source_of(name)
-        if file is None:  # a name inside a module
+        source = _source_of(name)
+        if source is None:  # a name inside a module
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse(source)
         todo += [other for other in _imported(tree) if other.partition(".")[0] == package]
         for node in ast.walk(tree):
             _drop_docstring(node)
@@ -41,12 +42,15 @@ def code_hash(module: str = TRAINING) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
 
 
-def _source_of(name: str) -> Path | None:
+def _source_of(name: str) -> str | None:
     try:
         spec = find_spec(name)
-    except ModuleNotFoundError:  # what it would be in is a module, not a package
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
+    except ModuleNotFoundError as error:
+        if error.name == name:  # what it would be in is a module, not a package
+            return None
+        raise
+    loader = spec.loader if spec else None
+    return loader.get_source(name) if isinstance(loader, InspectLoader) else None
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:

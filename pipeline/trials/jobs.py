@@ -28,19 +28,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: one of a curve, another attempt, or an error.
+    """What became of a job: just one of a curve, an attempt without a result, or an error.
 
     Attributes:
         task: the job's.
         curve: of the run, which is over.
-        tried_again: why there was no result; the job is on its way once more.
+        attempt: why an attempt had no result. It says nothing of the job, which has another outcome
+            to come, or has had it.
         error: what stands in the way of a result; for the caller to raise.
+
+    Raises:
+        ValueError: for none of these, or several.
     """
 
     task: TrainingTask
     curve: LearningCurve | None = None
-    tried_again: str | None = None
+    attempt: str | None = None
     error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        if [self.curve, self.attempt, self.error].count(None) != 2:
+            raise ValueError(f"an outcome is one of curve, attempt and error, got {self}")
 
 
 class Workers(Protocol):

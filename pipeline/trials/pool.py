@@ -59,6 +59,7 @@ class WorkerPool:
     ) -> None:
         self._waiting: deque[_Waiting] = deque()
         self._busy: dict[Worker, _Waiting] = {}
+        self._not_begun: deque[Outcome] = deque()
         devices = worker_devices(setup.compute.device, workers)
         self._idle = [worker(setup, device) for device in devices]
 
@@ -79,30 +80,45 @@ class WorkerPool:
         self._assign()
 
     def wait(self) -> list[Outcome]:
-        """Wait until something becomes of the submitted jobs, and say what.
+        """Wait until something becomes of one of the submitted jobs, and say what.
 
-        A run that was lost :data:`MOST_ATTEMPTS` times comes to a :class:`LostWorkerError`.
+        Of one, because whatever is handed on is kept at once: what another worker may do meanwhile
+        must not stand between a result and the disk. A run that was lost :data:`MOST_ATTEMPTS`
+        times comes to a :class:`LostWorkerError`.
         """
-        if not self._busy and not self._waiting:
-            raise ValueError("no job is being waited for: submit one first")
         self._assign()
+        if self._not_begun:
+            return [self._not_begun.popleft()]
+        if not self._busy:
+            raise ValueError("no job is being waited for: submit one first")
         by_connection = {worker.connection: worker for worker in self._busy}
-        outcomes: list[Outcome] = []
-        for connection in wait(list(by_connection)):
-            outcomes += self._take(by_connection[connection])  # type: ignore[index]
-        self._assign()  # before the caller, who has to keep these, makes the workers wait
-        return outcomes
+        return self._take(by_connection[wait(list(by_connection))[0]])  # type: ignore[index]
 
     def _assign(self) -> None:
         """Give what waits to the workers that are free."""
         while self._waiting and self._idle:
             worker, waiting = self._idle.pop(), self._waiting.popleft()
             self._busy[worker] = waiting
-            worker.start(waiting.job)
+            try:
+                worker.start(waiting.job)
+            except OSError as error:  # there can be no more processes
+                self._idle.append(self._forget(worker))
+                self._not_begun.append(Outcome(waiting.job.task, error=error))
+
+    def _forget(self, worker: Worker) -> Worker:
+        """A worker that is no longer busy."""
+        del self._busy[worker]
+        return worker
 
     def _take(self, worker: Worker) -> list[Outcome]:
         """A worker's answer, or its loss."""
-        waiting, answer = self._busy.pop(worker), worker.answer()
+        waiting = self._busy[worker]
+        try:
+            answer = worker.answer()
+        except Exception as error:  # of an answer that cannot be read here
+            worker.kill()
+            answer = Answer(error=error)
+        self._forget(worker)
         if answer.lost is not None:
             return self._lost(worker, waiting, answer)
         self._idle.append(worker)
@@ -113,7 +129,7 @@ class WorkerPool:
         worker.kill()
         task, reason = waiting.job.task, str(answer.lost)
         waiting.reasons.append(reason)
-        outcomes = [Outcome(task, tried_again=reason)]
+        outcomes = [Outcome(task, attempt=reason)]
         others = [*self._busy, *self._idle]
         if not (answer.device_lost and others):  # a lost device is left alone while others work
             self._idle.insert(0, worker)  # last in turn: another may do better
@@ -132,17 +148,17 @@ class WorkerPool:
 class InProcess:
     """Trains in this process, one job after the other: for a debugger, or a profiler.
 
-    To the same bits as worker processes. A run that kills its process takes this one along.
+    To the same bits as worker processes: this one computes on one thread from then on. A run that
+    kills its process takes this one along.
 
     Args:
         setup: of the network, which is built with the first job.
     """
 
     def __init__(self, setup: TrainerSetup) -> None:
-        self._setup, self._trainer = setup, None
+        self._setup = setup
+        self._trainer: Trainer | None = None
         self._waiting: deque[Job] = deque()
-
-    _trainer: Trainer | None
 
     def __enter__(self) -> Self:
         return self
@@ -168,17 +184,16 @@ class InProcess:
 
 
 def outcomes_of(job: Job, answer: Answer) -> list[Outcome]:
-    """What an answer says of its job; memory that ran out once is an attempt of its own."""
+    """What an answer says of its job; memory that ran out is an attempt of its own."""
     if answer.error is not None:
         return [Outcome(job.task, error=answer.error)]
     if answer.curve is None:
         error = RuntimeError("a worker answered with neither a curve nor an error")
         return [Outcome(job.task, error=error)]
     attempts = [
-        Outcome(job.task, tried_again=f"out of memory: {reason}")
-        for reason in answer.out_of_memory[:1]
+        Outcome(job.task, attempt=f"out of memory: {reason}") for reason in answer.out_of_memory[:1]
     ]
-    return [*attempts, Outcome(job.task, curve=answer.curve)]
+    return [Outcome(job.task, curve=answer.curve), *attempts]
 
 
 def worker_devices(device: str, workers: int) -> list[str]:

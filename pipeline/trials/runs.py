@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
-from pipeline.trials.jobs import Job, Workers
+from pipeline.trials.jobs import Job, Outcome, Workers
 from pipeline.trials.store import EvaluationStore
 
 Key = TypeVar("Key")
@@ -26,7 +26,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run that had no result, and was tried again.
+    """A run that had no result, and was tried again or given up.
 
     Attributes:
         task: what was trained.
@@ -87,7 +87,7 @@ class TrainingRuns:
             self._ready.append(TrainingRun(task, curve, from_store=True))
 
     def next_finished(self) -> TrainingRun:
-        """Wait for any of the tasks that were asked for; those of the store come first.
+        """Wait for any of the tasks that were asked for.
 
         Raises:
             LostWorkerError: if a run's worker was lost too often.
@@ -113,19 +113,28 @@ class TrainingRuns:
             yield self.next_finished()
 
     def _receive(self) -> None:
-        """Keep all that comes at one moment, then raise what was an error."""
+        """Keep all that comes at one moment, whatever fails of it, then raise what was an error."""
+        outcomes = self._workers.wait()
+        if not outcomes:
+            raise RuntimeError(f"{self._workers} waited, and had nothing to say of any job")
         errors: list[Exception] = []
-        for outcome in self._workers.wait():
-            if outcome.curve is not None:
-                self._store.put(outcome.task, outcome.curve)
-                self._ready.append(TrainingRun(outcome.task, outcome.curve, from_store=False))
-            elif outcome.tried_again is not None:
-                self._store.add_attempt(outcome.task, outcome.tried_again)
-                self.attempts.append(Attempt(outcome.task, outcome.tried_again))
-            elif outcome.error is not None:
-                errors.append(outcome.error)
+        for outcome in outcomes:
+            try:
+                self._keep(outcome)
+            except Exception as error:
+                errors.append(error)
         if errors:
             raise errors[0]
+
+    def _keep(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.curve is not None:
+            self._store.put(outcome.task, outcome.curve)
+            self._ready.append(TrainingRun(outcome.task, outcome.curve, from_store=False))
+        if outcome.attempt is not None:
+            self._store.add_attempt(outcome.task, outcome.attempt)
+            self.attempts.append(Attempt(outcome.task, outcome.attempt))
 
 
 NextTasks = Callable[[Sequence[TrainingRun]], Sequence[TrainingTask]]

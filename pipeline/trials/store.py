@@ -179,5 +179,8 @@ def shared_inputs(
         "precision": compute.precision,
         "compile": compute.compile,
         "torch": torch.__version__,
-        **{package: version(package) for package in ("numpy", "timm")},
+        **{
+            package: version(package)
+            for package in ("numpy", "timm", "torchmetrics", "torchvision")
+        },
     }

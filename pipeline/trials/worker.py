@@ -16,7 +16,9 @@ from pathlib import Path
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Final
 
+from pipeline.errors import PipelineError
 from pipeline.garbage import collect_garbage_seldom
+from pipeline.trials.code_version import code_hash
 from pipeline.trials.jobs import Job
 
 if TYPE_CHECKING:
@@ -42,13 +44,18 @@ _SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 
 @dataclass(frozen=True)
 class TrainerSetup:
-    """What each worker builds its network from; see :class:`biotune.finetuning.fitness.Trainer`."""
+    """What each worker builds its network from; see :class:`biotune.finetuning.fitness.Trainer`.
+
+    Attributes:
+        code: :func:`~pipeline.trials.code_version.code_hash` when the stage began; empty: any.
+    """
 
     prepared: Path
     backbone: str
     weights: str
     compute: Compute
     feature_cache_bytes: int = 0
+    code: str = ""
 
     def build(self) -> Trainer:
         """The network, in this process. Loads torch."""
@@ -189,11 +196,20 @@ def _work(setup: TrainerSetup, connection: Connection) -> None:
 
 
 def start_trainer(setup: TrainerSetup) -> Trainer:
-    """Build the network in this process, which computes on one thread from now on."""
+    """Build the network in this process, which computes on one thread from now on.
+
+    Raises:
+        PipelineError: if the code that trains is not what it was when the stage began.
+    """
     import torch
 
     from biotune.finetuning.compute import keep_freed_memory
 
+    if setup.code and setup.code != code_hash():
+        raise PipelineError(
+            "the code that trains was changed while this stage runs, and curves of two codes must "
+            "not be mixed: start it again; what had finished is kept"
+        )
     torch.set_num_threads(1)
     keep_freed_memory()
     return setup.build()

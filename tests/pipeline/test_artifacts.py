@@ -5,11 +5,22 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import read_json, write_csv, write_json, write_text, written_beside
+from pipeline.artifacts import (
+    FILES,
+    files_of,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+    written_beside,
+)
+from pipeline.errors import PipelineError
+from tests.imports import ROOT
 
 
 def test_a_file_appears_whole_with_the_folders_on_the_way(tmp_path: Path) -> None:
@@ -67,3 +78,18 @@ def test_a_full_disk_names_the_output_and_keeps_the_one_before(
     ):
         write_text(tmp_path / "plan.json", "new")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_paths_are_read_from_dvc_yaml_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    file = tmp_path / "dvc.yaml"
+    file.write_text(text.replace("vars:\n", "vars:\n  - my.yaml\n").replace("/seeds", "/all-seeds"))
+    assert files_of(file) == replace(FILES, seeds=Path("artifacts/model/all-seeds"))
+    file.write_text(text.replace("      model: artifacts/model/model\n", "      mine: a/b\n"))
+    with pytest.raises(PipelineError, match=r"dvc\.yaml: `files:` .* where model are"):
+        files_of(file)
+
+
+def test_a_model_may_have_a_dot_in_its_name() -> None:
+    files = replace(FILES, model=Path("artifacts/model/v1.2"))
+    assert files.model_weights == Path("artifacts/model/v1.2.safetensors")

@@ -47,7 +47,7 @@ def stage_run(home: Path) -> tuple[MlflowClient, Run]:
 def test_a_stage_that_lost_its_workers_is_tracked_with_its_attempts_and_the_reason(
     default_params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempts = [Outcome(task(), tried_again=f"killed {number}") for number in range(3)]
+    attempts = [Outcome(task(), attempt=f"killed {number}") for number in range(3)]
     lost = Outcome(task(), error=LostWorkerError("a training run was lost 3 times"))
     with pytest.raises(LostWorkerError):
         run_stage(monkeypatch, default_params, tmp_path, [*attempts, lost])

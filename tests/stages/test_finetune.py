@@ -160,7 +160,7 @@ def test_runs_that_are_lost_are_in_the_stores_table_of_attempts(
 ) -> None:
     def lost(job: Job) -> list[Outcome]:
         error = LostWorkerError("a training run was lost")
-        killed = Outcome(job.task, tried_again="killed while finetuning")
+        killed = Outcome(job.task, attempt="killed while finetuning")
         return [killed, Outcome(job.task, error=error)]
 
     monkeypatch.setattr("pipeline.workshop.WorkerPool", lambda *_: FakeWorkers(lost))

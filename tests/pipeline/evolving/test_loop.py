@@ -54,6 +54,28 @@ def test_without_a_race_each_genome_is_told_as_its_last_seed_ends(default_params
     assert set(done) == {3 * (place + 1) for place in range(len(order))}
 
 
+def test_with_folds_a_plan_that_fails_on_its_first_seed_gets_no_others(
+    default_params: Params,
+) -> None:
+    """Also in a batch that is held against nothing, because the fold has just changed."""
+    params = changed(default_params, folds=2, training_seeds=[0, 1, 2], surgical_scan=False)
+    failed = LearningCurve((), (), (), 10, "diverged", 0.1)
+    trainings = Trainings(lambda task: middle_is_best(task) if task.plan["stem"] else failed)
+    result = whole_search(params, trainings)
+    lengths = {len(told.runs) for told in result.evaluated if told.candidate.failed}
+    assert lengths == {1}
+    assert {told.candidate.fold for told in result.evaluated if told.candidate.failed} == {0, 1}
+
+
+def test_an_optimizer_that_is_not_done_and_asks_for_nothing_is_an_error(
+    default_params: Params,
+) -> None:
+    search = new_search(default_params.search, BLOCKS)
+    search.ask = list  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="asks for nothing"):
+        next(evolve(search, default_params.search, Trainings(middle_is_best)))
+
+
 def test_with_a_race_and_one_seed_nobody_waits_either(default_params: Params) -> None:
     params = changed(default_params, population=10, generations=0, surgical_scan=False)
     trainings = Trainings(middle_is_best, order=lambda _: 0)

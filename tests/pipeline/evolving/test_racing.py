@@ -181,7 +181,6 @@ def test_of_the_first_generation_one_more_than_there_are_elites_get_all_seeds(
     batch = dict(enumerate(BioTune(BLOCKS, population=5, elites=elites).ask()))
     first = firsts(0.80, 0.95, 0.90, 0.70, 0.99)
     opening = start_race(list(batch.values()), [], [], full_training(3), elites)
-    assert isinstance(opening, Race)
     assert opening.deserve_all_seeds(batch, first) == expected
 
 
@@ -195,8 +194,9 @@ def test_a_failed_first_run_gets_no_more_seeds() -> None:
 
 def test_where_a_later_generation_has_nothing_to_be_held_against_all_get_all_seeds() -> None:
     later = {k: replace(founder, generation=1) for k, founder in enumerate(BioTune(BLOCKS).ask())}
-    full = full_training(3)
-    assert start_race(list(later.values()), [], [], full, 2) is full
+    first = firsts(*np.linspace(0.5, 0.9, len(later)))
+    race_of_all = start_race(list(later.values()), [], [], full_training(3), 2)
+    assert race_of_all.deserve_all_seeds(later, first) == set(later)
 
 
 def test_of_each_elites_trials_the_better_goes_on_and_of_the_offspring_as_many_as_elites() -> None:
@@ -237,7 +237,6 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
     elites = search.standing_elites
     assert [elite.fitness for elite in elites] == pytest.approx([0.13, 0.16])
     held = start_race(search.ask(), elites, pairs, full_training(), 2)
-    assert isinstance(held, Race)
     for trial in search.ask():
         assert trial.role == "trial"
         assert held.needed[trial.id] == {e.id: e.fitness for e in elites}[trial.parents[0]]
@@ -245,7 +244,6 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
         search.tell(trial, 0.5)
     offspring = search.ask()
     held = start_race(offspring, search.standing_elites, pairs, full_training(), 2)
-    assert isinstance(held, Race)
     assert list(held.needed.values()) == pytest.approx([0.16] * 8)
     assert set(held.needed) == {child.id for child in offspring}
 
@@ -253,8 +251,8 @@ def test_trials_must_beat_their_elite_and_offspring_the_worst_elite() -> None:
 def test_scores_of_another_fold_race_nobody() -> None:
     search = BioTune(BLOCKS, population=8, elites=2, folds=2)
     pairs = told(search, [rising(0.7)] * 8)
-    full = full_training()
-    assert start_race(search.ask(), search.standing_elites, pairs, full, 2) is full
+    held = start_race(search.ask(), search.standing_elites, pairs, full_training(), 2)
+    assert held == Race(full_training(), places=len(search.ask()))
 
 
 def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
@@ -265,7 +263,6 @@ def test_no_run_is_stopped_by_too_few_curves(candidate: Candidate) -> None:
     elite = replace(candidate, evaluation=Evaluation(0.1))
     fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
     held = start_race([fresh], [elite], few, full_training(), 2)
-    assert isinstance(held, Race)
     assert set(held.must_reach(fresh, [])) == {0.0}
 
 
@@ -282,7 +279,6 @@ def test_of_recorded_runs_that_would_do_most_go_on_and_of_the_others_few(
     ]
     fresh = replace(candidate, plan=task({**dict.fromkeys(BLOCKS), "head": 2.0}).plan)
     held = start_race([fresh], [elite], pairs, full_training(), 2)
-    assert isinstance(held, Race)
     thresholds = held.must_reach(fresh, [])
     worthy = [c for c in curves if max(c.validation_score) >= 0.95]
     others = [c for c in curves if c not in worthy]

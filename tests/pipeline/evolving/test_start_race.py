@@ -54,10 +54,10 @@ def test_nobody_is_held_against_elites_of_another_fold() -> None:
     history = [told(candidate, curve(0.9)) for candidate in of_this_fold(others)]
     elites = search.standing_elites
     assert {candidate.fold for candidate in search.ask()} == {1}
-    assert start_race(search.ask(), elites, history, FULL, 2) is FULL
+    assert start_race(search.ask(), elites, history, FULL, 2) == Race(FULL, len(search.ask()))
     mixed = [elites[0], *of_this_fold(elites[1:])]
-    assert start_race(search.ask(), mixed, history, FULL, 2) is FULL
-    assert start_race(search.ask(), of_this_fold(elites), history, FULL, 2) != FULL
+    assert start_race(search.ask(), mixed, history, FULL, 2) == Race(FULL, len(search.ask()))
+    assert start_race(search.ask(), of_this_fold(elites), history, FULL, 2).needed
 
 
 def test_an_elite_that_is_scored_again_runs_in_full() -> None:
@@ -65,7 +65,6 @@ def test_an_elite_that_is_scored_again_runs_in_full() -> None:
     history = [told(candidate, curve(0.9)) for candidate in of_this_fold(others)]
     elites = of_this_fold(search.standing_elites)
     held = start_race(search.ask(), elites, history, FULL, 2)
-    assert isinstance(held, Race)
     plans = {elite.plan for elite in elites}
     again = {candidate.id for candidate in search.ask() if candidate.plan in plans}
     assert len(again) >= 2
@@ -81,7 +80,6 @@ def test_a_plan_that_was_trained_in_full_runs_in_full() -> None:
     batch = search.ask()
     batch[:2] = [replace(batch[0], plan=others[0].plan), replace(batch[1], plan=others[1].plan)]
     held = start_race(batch, search.standing_elites, [stopped, *history[1:]], FULL, 2)
-    assert isinstance(held, Race)
     assert set(held.needed) == {candidate.id for candidate in batch} - {batch[1].id}
 
 
@@ -95,7 +93,6 @@ def test_the_spread_of_seeds_is_pooled_over_the_candidates_and_unbiased() -> Non
     held = start_race(
         search.ask(), search.standing_elites, history, replace(FULL, seeds=(0, 1, 2)), 2
     )
-    assert isinstance(held, Race)
     logs = [np.log(np.array(of_seeds) + SMALLEST_ERROR) for of_seeds in errors]
     squares = sum(np.sum((log - log.mean()) ** 2) for log in logs)
     assert held.seed_spread == pytest.approx(math.sqrt(squares / (2 + 1)))
@@ -114,7 +111,6 @@ def test_a_forecast_is_of_the_epochs_that_it_is_named_for() -> None:
     search, others = second_generation(folds=1)
     history = [told(others[0], *curves)]
     held = start_race(search.ask(), search.standing_elites, history, FULL, 2)
-    assert isinstance(held, Race)
     assert held.forecasts == tuple(forecast_after(curves, done) for done in range(1, EPOCHS))
     assert held.forecasts[0] is None
 

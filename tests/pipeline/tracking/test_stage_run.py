@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from biotune.finetuning.fitness import TrainingTask
 from pipeline import sync
-from pipeline.evolving.loop import SearchResult
+from pipeline.evolving.loop import EvaluatedCandidate, SearchResult
 from pipeline.params import Params
 from pipeline.reporting.plots import search_figures
 from pipeline.reporting.rows import evaluation_row
@@ -37,6 +37,10 @@ from tests.pipeline.trainings import Trainings, curve, whole_search
 BASE_LR = 0.001
 
 
+def genome_run(told: EvaluatedCandidate) -> TrackedRun:
+    return tracked_genome(told, evaluation_row(told, 100), BASE_LR)
+
+
 def search(params: Params, home: Path) -> SearchResult:
     """A whole search that trains nothing, tracked as the search stage does it."""
 
@@ -46,7 +50,7 @@ def search(params: Params, home: Path) -> SearchResult:
     with tracked_stage("search", params, "data", home) as tracked:
         result = whole_search(params.search, Trainings(lambda task: curve(accuracy(task))))
         for told in result.evaluated:
-            tracked.child(tracked_genome(told, BASE_LR, total_parameters=100))
+            tracked.child(genome_run(told))
         tracked.metrics({"fitness": result.winner.evaluation.fitness})
         tracked.figures(
             lambda: search_figures([evaluation_row(one, 100) for one in result.evaluated])
@@ -299,11 +303,11 @@ def test_store_hits_and_repeats_are_tagged_and_take_no_time(default_params: Para
     trainings = Trainings(lambda _: curve(0.5))
     first = whole_search(default_params.search, trainings)
     again = whole_search(default_params.search, trainings)
-    fresh = tracked_genome(first.evaluated[0], BASE_LR, 100)
-    known = tracked_genome(again.evaluated[0], BASE_LR, 100)
+    fresh = genome_run(first.evaluated[0])
+    known = genome_run(again.evaluated[0])
     assert (fresh.tags["biotune.store_hit"], fresh.seconds) == ("false", 0.5)
     assert (known.tags["biotune.store_hit"], known.seconds) == ("true", 0.0)
-    repeat = tracked_genome(replace(first.evaluated[1], repeat_of=0), BASE_LR, 100)
+    repeat = genome_run(replace(first.evaluated[1], repeat_of=0))
     assert repeat.tags["biotune.store_hit"] == "true"
 
 

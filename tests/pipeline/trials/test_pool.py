@@ -87,7 +87,7 @@ def do(pool: Workers, jobs: Sequence[Job]) -> list[Outcome]:
 
 def reasons(outcomes: Sequence[Outcome]) -> list[str]:
     """Why runs were tried again."""
-    return [outcome.tried_again for outcome in outcomes if outcome.tried_again is not None]
+    return [outcome.attempt for outcome in outcomes if outcome.attempt is not None]
 
 
 def test_any_number_of_workers_and_any_order_give_the_same_bits(setup: TrainerSetup) -> None:
@@ -211,7 +211,7 @@ def test_a_device_that_fails_is_left_alone_while_another_works(
     ]
 
 
-def test_a_device_that_fails_alone_is_tried_again_and_then_the_search_stops(
+def test_a_device_that_fails_alone_is_attempt_and_then_the_search_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
@@ -234,11 +234,51 @@ def test_an_error_is_an_outcome_beside_those_that_come_at_the_same_moment(
     with WorkerPool(TrainerSetup(Path(), "b", "w", Compute()), 3, ScriptedWorker) as pool:
         for seed in range(3):
             pool.submit(Job(task(seed, "classifier")))
-        outcomes = pool.wait()
+        outcomes = [outcome for _ in range(3) for outcome in pool.wait()]
     assert {outcome.task.seed for outcome in outcomes if outcome.error is not None} == broken
     assert {outcome.task.seed for outcome in outcomes if outcome.curve is not None} == (
         {0, 1, 2} - broken
     )
+
+
+def test_an_answer_that_cannot_be_read_is_an_error_of_its_job_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreadable(worker: ScriptedWorker) -> Answer:
+        worker.connection.recv()
+        if worker.job.task.seed == 1:
+            raise TypeError("__init__() missing 1 required argument")
+        return Answer(curve(0.5))
+
+    monkeypatch.setattr(ScriptedWorker, "answer", unreadable)
+    with WorkerPool(TrainerSetup(Path(), "b", "w", Compute()), 2, ScriptedWorker) as pool:
+        for seed in range(3):
+            pool.submit(Job(task(seed, "classifier")))
+        outcomes = [outcome for _ in range(3) for outcome in pool.wait()]
+    assert {outcome.task.seed for outcome in outcomes if outcome.curve is not None} == {0, 2}
+    (failed,) = [outcome for outcome in outcomes if outcome.error is not None]
+    assert (failed.task.seed, str(failed.error)) == (1, "__init__() missing 1 required argument")
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_of_its_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: ScriptedWorker, job: Job) -> None:
+        raise OSError(f"no more processes for seed {job.task.seed}")
+
+    monkeypatch.setattr(ScriptedWorker, "start", refused)
+    with WorkerPool(TrainerSetup(Path(), "b", "w", Compute()), 1, ScriptedWorker) as pool:
+        for seed in range(2):
+            pool.submit(Job(task(seed, "classifier")))
+        said = {str(outcome.error) for _ in range(2) for outcome in pool.wait()}
+    assert said == {f"no more processes for seed {seed}" for seed in range(2)}
+
+
+def test_code_that_was_changed_since_the_stage_began_is_refused(setup: TrainerSetup) -> None:
+    with one_thread(), InProcess(replace(setup, code="of before")) as pool:
+        pool.submit(Job(TASKS[0]))
+        (outcome,) = pool.wait()
+    assert "was changed while this stage runs" in str(outcome.error)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -67,7 +67,7 @@ def test_what_had_finished_is_kept_whatever_else_came_at_the_same_moment(tmp_pat
     pool = Pool(
         Outcome(task(seed=0), error=full),
         Outcome(task(seed=1), curve=curve(0.7)),
-        Outcome(task(seed=2), tried_again="killed"),
+        Outcome(task(seed=2), attempt="killed"),
         Outcome(task(seed=3), error=later),
         Outcome(task(seed=4), curve=curve(0.8)),
     )
@@ -79,6 +79,39 @@ def test_what_had_finished_is_kept_whatever_else_came_at_the_same_moment(tmp_pat
     assert runs.attempts == [Attempt(task(seed=2), "killed")]
     with sqlite3.connect(tmp_path / "evaluations.sqlite") as database:
         assert database.execute("SELECT reason FROM attempts").fetchall() == [("killed",)]
+
+
+def test_a_curve_is_kept_though_its_attempt_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(EvaluationStore, "add_attempt", full)
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    pool = Pool(
+        Outcome(task(seed=0), attempt="out of memory"), Outcome(task(seed=0), curve=curve(0.7))
+    )
+    with pytest.raises(OSError, match="disk full"):
+        TrainingRuns(store, pool).next_finished()
+    assert store.get(task(seed=0)) == curve(0.7)
+
+
+def test_an_outcome_is_one_thing_and_waiting_has_one() -> None:
+    with pytest.raises(ValueError, match="one of curve, attempt and error"):
+        Outcome(task())
+    with pytest.raises(ValueError, match="one of curve, attempt and error"):
+        Outcome(task(), curve=curve(0.5), error=OSError())
+
+
+def test_workers_that_say_nothing_are_an_error_and_no_endless_loop(tmp_path: Path) -> None:
+    class Silent(Pool):
+        def wait(self) -> list[Outcome]:
+            return []
+
+    store = EvaluationStore(tmp_path, shared_inputs("data", "b", "w", Compute()))
+    with pytest.raises(RuntimeError, match="had nothing to say"):
+        TrainingRuns(store, Silent()).next_finished()
 
 
 def test_jobs_are_trained_whatever_the_store_knows_and_kept_as_well(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from biotune.plan import Evaluation
-from pipeline.tracking.genome import reason_of
+from pipeline.reporting.rows import reason_of
 from pipeline.trials.runs import TrainingRun
 from tests.pipeline.trainings import curve, task
 
