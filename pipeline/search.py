@@ -91,7 +91,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
 
 @dataclass
 class _Progress:
-    """Shows and tracks every evaluation as soon as it is known."""
+    """Shows and tracks every candidate as soon as it is told."""
 
     section: SearchParams
     parameters: int

@@ -90,8 +90,12 @@ class Workshop:
 
     def _inputs(self) -> dict[str, object]:
         model = self.params.model
-        identity = weights_identity(model.backbone, model.weights)
-        return shared_inputs(self.images.fingerprint, model.backbone, identity, self.compute)
+        return shared_inputs(
+            fingerprint=self.images.fingerprint,
+            backbone=model.backbone,
+            weights=weights_identity(model.backbone, model.weights),
+            compute=self.compute,
+        )
 
     def _open_workers(self) -> WorkerPool | InProcess:
         model, cache = self.params.model, self.params.runtime.feature_cache_bytes

@@ -1,1 +1,1 @@
-"""The stages as commands. Click only: parse, make one call into ``pipeline``, translate errors."""
+"""The stages as commands. Parse, make one call into ``pipeline``, translate errors."""

@@ -72,7 +72,7 @@ class StageCommand(Command):
         return super().invoke(ctx)
 
     def foreseen(self) -> tuple[type[Exception], ...]:
-        """The library's, and the pipeline's own."""
+        """The library's errors, and the pipeline's."""
         from pipeline.errors import PipelineError
 
         return (*super().foreseen(), PipelineError)

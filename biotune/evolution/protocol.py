@@ -1,4 +1,4 @@
-"""What a search asks of an optimizer: BioTune's own, a rival of it, or one of yours."""
+"""What a search asks of an optimizer: BioTune, a rival of it, or yours."""
 
 from __future__ import annotations
 

@@ -48,14 +48,14 @@ def resolve_compute(runtime: RuntimeParams, backbone: str) -> Compute:
 def training_settings(section: SearchParams | FinetuneParams) -> TrainingSettings:
     """How each run of a stage is trained."""
     return TrainingSettings(
-        section.epochs,
-        section.patience,
-        section.batch_size,
-        section.base_lr,
-        section.metric,
-        section.class_weights,
-        section.label_smoothing,
-        section.augment,
+        epochs=section.epochs,
+        patience=section.patience,
+        batch_size=section.batch_size,
+        base_lr=section.base_lr,
+        metric=section.metric,
+        class_weights=section.class_weights,
+        label_smoothing=section.label_smoothing,
+        augment=section.augment,
     )
 
 

@@ -1,4 +1,4 @@
-"""Training runs through the evaluation store: what is known is looked up, the rest is trained."""
+"""Training runs through the evaluation store: what it holds is looked up, the rest is trained."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from joblib import cpu_count  # minds affinity and a container's CPU limit
 def resolve_workers(workers: Literal["auto"] | int, device: str) -> int:
     """How many ``runtime.workers`` means: ``auto`` is one per usable core on CPU, one per GPU.
 
-    None of their own, which is 0, is one: this process.
+    With 0, this process trains: one at a time.
 
     One thread each: two workers of one thread finish sooner than one of two, as
     ``benchmarks/workers.py`` measures.
