@@ -21,8 +21,6 @@ Role = Literal["score", "rescore", "trial"]
 """What a score is for: to rank a new genome, to rank an elite again on another fold, or to see
 whether a step from an elite beats it."""
 
-_RECIPE = "recipe:"
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -56,9 +54,9 @@ class Candidate:
 
     @property
     def recipe(self) -> str | None:
-        """Name of the recipe that this candidate is, if it is one."""
-        is_one = self.origin.startswith(_RECIPE)
-        return self.origin.removeprefix(_RECIPE) if is_one else None
+        """Name of the recipe that this candidate is; None for any other."""
+        kind, _, name = self.origin.partition(":")
+        return name if kind == "recipe" else None
 
     @property
     def fitness(self) -> float:

@@ -192,14 +192,8 @@ class _Confirming:
 
 
 def _confirmation(contender: Contender, runs: Sequence[TrainingRun]) -> Confirmation:
-    return Confirmation(
-        name=contender.name,
-        plan=contender.plan,
-        candidate=contender.candidate,
-        recipe=contender.recipe,
-        evaluation=evaluate([run.curve for run in runs]),
-        runs=tuple(runs),
-    )
+    evaluation = evaluate([run.curve for run in runs])
+    return Confirmation(**vars(contender), evaluation=evaluation, runs=tuple(runs))
 
 
 def _best_recipe(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -> Contender:
