@@ -89,7 +89,8 @@ def visible_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in visible:
-        if entry.is_dir():
+        # A link to itself cannot even be asked by the entry.
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
             yield from visible_files(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 IMAGE_VARIABLE: Final = "BIOTUNE_IMAGE_DIGEST"
@@ -20,7 +21,7 @@ def biotune_home(start: Path | None = None) -> Path:
         start: the folder a stage runs in; default the current one.
 
     Raises:
-        OSError: if it is no folder and cannot be made one.
+        OSError: if it is no folder and cannot be made one, or cannot be written.
     """
     named = os.environ.get("BIOTUNE_HOME")
     if named:
@@ -29,8 +30,10 @@ def biotune_home(start: Path | None = None) -> Path:
         home = main_checkout((start or Path.cwd()).resolve()) / ".biotune"
     try:
         home.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=home):
+            pass
     except OSError as error:
-        what = "is a file" if isinstance(error, FileExistsError) else f"cannot be made ({error})"
+        what = "is a file" if isinstance(error, FileExistsError) else f"cannot be used ({error})"
         raise OSError(
             f"the home folder {home} {what}: set BIOTUNE_HOME to a folder that can be written"
         ) from error

@@ -45,7 +45,19 @@ def test_a_home_that_is_a_file_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    for name, said in (("file", "is a file"), ("file/inside", "cannot be made")):
+    for name, said in (("file", "is a file"), ("file/inside", "cannot be used")):
         monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path / name))
         with pytest.raises(OSError, match=rf"{name} {said}.*set BIOTUNE_HOME to a folder"):
             biotune_home()
+
+
+def test_a_home_that_cannot_be_written_is_said_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setenv("BIOTUNE_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.home.TemporaryFile", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system.*set BIOTUNE_HOME to a folder"):
+        biotune_home()

@@ -46,7 +46,8 @@ class ImageFolderSource:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for any other layout, or a class folder without images.
+        ValueError: for any other layout, or a class folder without images or behind a link to
+            nothing.
     """
 
     name = "image_folder"
@@ -55,6 +56,7 @@ class ImageFolderSource:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}: prepare.path must be one, {_LAYOUTS}")
         self.folder, self._background = folder, background
+        _check_links(folder)
         split_folders = _find_split_folders(folder)
         parents = split_folders or {"": folder}
         files = [
@@ -68,6 +70,7 @@ class ImageFolderSource:
         self.paths = [path for path, _, _ in files]
         self.classes = tuple(sorted({name for _, name, _ in files}, key=natural_key))
         for parent in parents.values():
+            _check_links(parent)
             self._check_classes(parent)
         if len(self.classes) < 2:
             raise ValueError(
@@ -96,6 +99,17 @@ class ImageFolderSource:
             raise ValueError(
                 f"{parent} has two folders that read {twice!r} and are written with different "
                 "characters: put their images into one"
+            )
+
+
+def _check_links(parent: Path) -> None:
+    """A class whose disk is not there must not be left out in silence."""
+    for child in parent.iterdir():
+        is_image = child.suffix.lower() in readable_endings()
+        if child.is_symlink() and not (child.exists() or is_image or child.name.startswith(".")):
+            raise ValueError(
+                f"{child} is a link to nothing: mount or make the folder that it leads to, or "
+                "remove the link"
             )
 
 

@@ -190,3 +190,26 @@ def test_a_broken_image_is_listed_and_found_when_it_is_loaded(tmp_path):
     source = ImageFolderSource(tmp_path, "white")
     with pytest.raises(UnusableImageError, match="the file is empty"):
         source.load(source.paths.index("a/2.png"))
+
+
+def test_a_class_folder_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    """A disk that is not mounted must not cost a class."""
+    folder = write_classes(tmp_path)
+    (folder / "zz").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match="zz is a link to nothing"):
+        ImageFolderSource(folder, "white")
+
+
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path)
+    (folder / "a" / "self.png").symlink_to(folder / "a" / "self.png")
+    source = ImageFolderSource(folder, "white")
+    with pytest.raises(UnusableImageError):
+        source.load(source.paths.index("a/self.png"))
+
+
+def write_classes(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / name / "1.png")
+    return tmp_path / "images"
