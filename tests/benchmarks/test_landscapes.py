@@ -117,14 +117,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recording(prepared: Path) -> Path:
     file = prepared.parent / "whole.csv"
-    record(prepared, file, RUNS)
+    record(prepared, file, RUNS, "--workers", "2")
     return file
 
 
 def record(prepared: Path, file: Path, runs: int, *more: str) -> str:
     arguments = [
         *("--prepared", str(prepared), "--out", str(file), "--backbone", NETWORK),
-        *("--weights", "none", "--epochs", "2", "--workers", "2", "--runs", str(runs), *more),
+        *("--weights", "none", "--epochs", "2", "--workers", "1", "--runs", str(runs), *more),
     ]
     done = CliRunner().invoke(main, arguments)
     return "" if done.exception is None else str(done.exception)
@@ -178,3 +178,10 @@ def test_a_file_that_is_no_recording_is_left_alone(prepared: Path, tmp_path: Pat
     file.write_text("a,b\n1,2" + os.linesep)
     assert f"{file} is no recording" in record(prepared, file, 1)
     assert file.read_text().startswith("a,b\n1,2")
+
+
+def test_when_the_time_is_over_no_run_is_started(prepared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "none.csv"
+    assert record(prepared, file, 1, "--limit-seconds", "1e-9") == ""
+    assert read_recording(file) == []
+    assert file.read_text().startswith("plan,kind,seed,")
