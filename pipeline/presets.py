@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -86,7 +87,8 @@ def rendered(comment: str, params: Params) -> str:
 def _lines(name: str, value: object, note: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
     """Each line of YAML, and its note: a section's own keys first, then those that it inherits."""
     if not isinstance(value, BaseModel):
-        yield f"{indent}{name}: {value if isinstance(value, str) else json.dumps(value)}", note
+        plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)  # YAML's # is a comment
+        yield f"{indent}{name}: {value if plain else json.dumps(value)}", note
         return
     fields = type(value).model_fields
     yield f"{indent}{name}:{'' if fields else ' {}'}", note
