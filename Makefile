@@ -37,7 +37,7 @@ test-slow: $(VENV)/.dev-installed  ## Test what make test leaves out: all networ
 
 coverage: $(VENV)/.dev-installed  ## Run make test and say what it covers; it fails if a room is below 80 %
 	python -m pytest $(SIDE_BY_SIDE) -m "not slow and not containers" --cov --cov-report=
-	status=0; for room in biotune/* pipeline stages; do \
+	status=0; for room in biotune/* pipeline/* pipeline stages; do \
 		if [ -d $$room ] && ls $$room/*.py > /dev/null 2>&1; then \
 			echo "$$room: $$(coverage report --include="$$room/*" --format=total) %"; \
 			coverage report --include="$$room/*" --fail-under=80 > /dev/null || status=$$?; \

@@ -166,6 +166,6 @@ def _end(number: int, _: object) -> None:
 
 
 if __name__ == "__main__":
-    for ending in (signal.SIGTERM, signal.SIGHUP):
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _end)
     sys.exit(main(sys.argv[1:]))
