@@ -127,9 +127,9 @@ def _version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in client.search_model_versions(f"run_id = '{run_id}'"):
-        if known.name == name and known.tags.get(tag) == key:
-            return known
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        if version.name == name and version.tags.get(tag) == key:
+            return version
     artifacts = client.get_run(run_id).info.artifact_uri
     tags = {**content["tags"], tag: key}
     return client.create_model_version(name, f"{artifacts}/{MODEL_FOLDER}", run_id, tags)
@@ -153,11 +153,11 @@ def _decide(
         return True, "there was no other"
     if champion.version == made.version:  # moved before, and then cut off
         return True, "it was better"
-    known = _answers_of(client, champion)
+    answers = _answers_of(client, champion)
     before = f"version {champion.version}"
-    if known is None or known["test"] != content["test"]:
+    if answers is None or answers["test"] != content["test"]:
         return False, f"{before} was tested on other images: they cannot be compared"
-    return compare_answers(content["right"], known["right"], before)
+    return compare_answers(content["right"], answers["right"], before)
 
 
 def compare_answers(right: str, champion_right: str, champion: str) -> tuple[bool, str]:
@@ -176,7 +176,7 @@ def compare_answers(right: str, champion_right: str, champion: str) -> tuple[boo
     """
     from biotune.finetuning.metrics import mean_interval  # torch and scipy
 
-    new, old = (np.array([one == "1" for one in each]) for each in (right, champion_right))
+    new, old = (np.array([bit == "1" for bit in each]) for each in (right, champion_right))
     difference = new.astype(np.float64) - old.astype(np.float64)
     low, high = mean_interval(difference)
     points = f"{100 * difference.mean():+.2f} points of test accuracy against {champion}"
@@ -187,8 +187,8 @@ def _answers_of(client: MlflowClient, version: ModelVersion) -> dict[str, str] |
     """What a version's run keeps of its answers; None for one that we did not make."""
     if version.run_id is None:
         return None
-    if ANSWERS_FILE not in {one.path for one in client.list_artifacts(version.run_id)}:
+    if ANSWERS_FILE not in {file.path for file in client.list_artifacts(version.run_id)}:
         return None
     file = client.download_artifacts(version.run_id, ANSWERS_FILE)
-    known: dict[str, str] = json.loads(Path(file).read_text(encoding="utf-8"))
-    return known
+    answers: dict[str, str] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return answers

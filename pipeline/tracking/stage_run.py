@@ -110,7 +110,7 @@ class StageRun:
 
     def model(self, folder: Path, registered: Registered) -> None:
         """Upload a model, a folder in MLflow's format, and register it as a new version."""
-        for file in sorted(one for one in folder.rglob("*") if one.is_file()):
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             inside = Path(MODEL_FOLDER, file.relative_to(folder)).parent
             self.artifacts([file], inside.as_posix())
         self.text(ANSWERS_FILE, registered.answers())
