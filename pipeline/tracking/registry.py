@@ -127,9 +127,9 @@ def _version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"run_id = '{run_id}'"):
-        if version.name == name and version.tags.get(tag) == key:
-            return version
+    for earlier in client.search_model_versions(f"run_id = '{run_id}'"):
+        if earlier.name == name and earlier.tags.get(tag) == key:
+            return earlier
     artifacts = client.get_run(run_id).info.artifact_uri
     tags = {**content["tags"], tag: key}
     return client.create_model_version(name, f"{artifacts}/{MODEL_FOLDER}", run_id, tags)
