@@ -30,8 +30,9 @@ from pipeline import search
 from pipeline.params import Params, load_params
 from pipeline.trials.jobs import Job
 from pipeline.trials.machine import resolve_compute
-from pipeline.trials.pool import TrainerSetup, WorkerPool
+from pipeline.trials.pool import WorkerPool
 from pipeline.trials.side_by_side import resolve_workers
+from pipeline.trials.worker import TrainerSetup
 
 CACHE_BYTES = 1_000_000_000
 

@@ -16,10 +16,11 @@ from pipeline.params import FinetuneParams, Params, SearchParams
 from pipeline.tracking.stage_run import StageRun, tracked_stage
 from pipeline.trials.code_version import code_hash
 from pipeline.trials.machine import check_training, describe, resolve_compute
-from pipeline.trials.pool import InProcess, TrainerSetup, WorkerPool
+from pipeline.trials.pool import InProcess, WorkerPool
 from pipeline.trials.runs import Attempt, TrainingRuns
 from pipeline.trials.side_by_side import resolve_workers
 from pipeline.trials.store import EvaluationStore, shared_inputs
+from pipeline.trials.worker import TrainerSetup
 
 
 @dataclass(frozen=True)

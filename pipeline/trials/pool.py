@@ -22,8 +22,6 @@ from pipeline.trials.worker import Answer, TrainerSetup, Worker, start_trainer, 
 if TYPE_CHECKING:
     from biotune.finetuning.fitness import Trainer
 
-__all__ = ["InProcess", "LostWorkerError", "TrainerSetup", "WorkerPool"]
-
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3

@@ -31,12 +31,11 @@ from pipeline.trials.pool import (
     MOST_ATTEMPTS,
     InProcess,
     LostWorkerError,
-    TrainerSetup,
     WorkerPool,
     worker_devices,
 )
 from pipeline.trials.side_by_side import resolve_workers
-from pipeline.trials.worker import Answer, answer_of
+from pipeline.trials.worker import Answer, TrainerSetup, answer_of
 from tests.pipeline.trainings import curve
 from tests.threads import one_thread
 
@@ -347,7 +346,8 @@ from pathlib import Path
 from dataclasses import replace
 from biotune.finetuning.training import Compute, TrainingSettings
 from pipeline.trials.jobs import Job
-from pipeline.trials.pool import TrainerSetup, WorkerPool
+from pipeline.trials.pool import WorkerPool
+from pipeline.trials.worker import TrainerSetup
 from tests.pipeline.trials.test_pool import TASKS
 
 if __name__ == "__main__":
