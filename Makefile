@@ -78,7 +78,7 @@ wheelhouse: $(VENV)/.run-installed  ## Fetch every package, so that `make images
 test-containers: $(VENV)/.dev-installed  ## Build the images and run every stage in its container
 	python -m pytest -m containers tests/containers
 
-gpu-check:  ## Check and measure all that runs on a GPU, in six minutes; benchmarks/gpu/README.md (ARGS="--device cpu --tiny" without one)
+gpu-check:  ## Check and measure all that runs on a GPU, in some seven minutes; benchmarks/gpu/README.md (ARGS="--device cpu --tiny" without one)
 	PYTHONPATH=.gpu-packages$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:  ## Remove the artifacts and the environment; DVC's cache, the evaluation store and MLflow stay

@@ -119,13 +119,16 @@ class _Watch:
 def _too_little_memory(setting: Setting, trainer: Trainer, reserved: int) -> Iterator[None]:
     """In here a large batch cannot be trained on."""
     if setting.on_gpu:
-        total = torch.cuda.get_device_properties(setting.device).total_memory
+        device = torch.device(setting.device)
+        # torch.cuda.set_per_process_memory_fraction takes no device without an index.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(index).total_memory
         share = min(ROOM * reserved / total, 1.0)
-        torch.cuda.set_per_process_memory_fraction(share, setting.device)
+        torch.cuda.set_per_process_memory_fraction(share, index)
         try:
             yield
         finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
         return
 
     def ask(module: nn.Module, inputs: object) -> None:

@@ -60,17 +60,22 @@ class Report:
     faults: list[str]
 
 
-def run_sections(sections: Mapping[str, Section], setting: Setting) -> Iterator[tuple[str, Report]]:
+def run_sections(
+    sections: Mapping[str, Section], setting: Setting, seconds: float
+) -> Iterator[tuple[str, Report]]:
     """Run sections in turn, whatever becomes of those before; each one's name and report.
 
     Args:
         sections: name → section.
         setting: of all; the limit is each section's.
+        seconds: that all may take together on a GPU; a section that gets none of them has failed.
     """
+    patience = 1 if setting.on_gpu else CPU_PATIENCE
+    deadline = time.monotonic() + seconds * patience
     # Not forks of this process, which may have looked at CUDA: they could not use it.
     context = forked_after("timm", *(section.run.__module__ for section in sections.values()))
     for number, (name, section) in enumerate(sections.items(), start=1):
-        limit = section.seconds * (1 if setting.on_gpu else CPU_PATIENCE)
+        limit = max(0.0, min(section.seconds * patience, deadline - time.monotonic()))
         click.echo(f"[{number}/{len(sections)}] {name}, at most {limit:.0f} s", err=True)
         report = _run(context, section, replace(setting, limit=limit))
         faults = "".join(f"\n  fault: {fault}" for fault in report.faults)
