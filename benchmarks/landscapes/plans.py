@@ -16,6 +16,7 @@ from biotune.data.division import AS_PREPARED, Division
 from biotune.evolution.genome import Genome, decode, encode
 from biotune.evolution.initial import SCAN_RATE
 from biotune.evolution.operators import crossover, exploit, mutate
+from biotune.evolution.recipes import recipe_grid
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
@@ -84,7 +85,7 @@ class Landscape:
 
         Plans are None while what decides them is not recorded. No plan is in two lists.
         """
-        scan, recipes, uniform = _scan(self.blocks), _recipes(self.blocks), self._uniform()
+        scan, recipes, uniform = _scan(self.blocks), self._recipes(), self._uniform()
         seen = {**recipes, **scan}
         yield 0.0, 0.3, scan, len(scan)
         yield 0.0, 0.3, {plan: recipes[plan] for plan in recipes if plan not in scan}, len(recipes)
@@ -103,6 +104,11 @@ class Landscape:
                 seen |= bred
             yield 0.5 + step * wave, 0.5 + step * (wave + 1), bred, NEIGHBOURS
             combined = bred  # a wave waits for the one before
+
+    def _recipes(self) -> Kinds:
+        """What a practitioner would try, tuned as a practitioner would tune it."""
+        grid = recipe_grid(self.blocks)
+        return {decode(recipe.genome, self.blocks): f"recipe:{recipe.name}" for recipe in grid}
 
     def _uniform(self) -> Kinds:
         rng = np.random.default_rng(0)
@@ -149,29 +155,6 @@ def _scan(blocks: Sequence[str]) -> Kinds:
         for rate in SCAN_RATES
         for i, block in enumerate(blocks)
     }
-
-
-def _recipes(blocks: Sequence[str]) -> Kinds:
-    """What a practitioner would try, tuned as a practitioner would tune it."""
-    n = len(blocks)
-    everything, head = range(n), n - 1
-    cuts = (0, round(n / 3), round(2 * n / 3), n)
-    rates: dict[str, dict[int, float]] = {}
-    for rate in (1.0, 3.0, 0.3, 10.0):
-        rates[f"full {rate:g}x"] = dict.fromkeys(everything, rate)
-        rates[f"linear probing {rate:g}x"] = {head: rate}
-    for rate in (5.0, 2.0):
-        for third, begin, end in zip(("first", "middle", "last"), cuts, cuts[1:], strict=False):
-            rates[f"{third} third {rate:g}x"] = dict.fromkeys(range(begin, end), rate)
-    for decay in (0.8, 0.65):
-        for top in (3.0, 1.0, 10.0):
-            rates[f"layer-wise decay {decay:g} from {top:g}x"] = {
-                i: max(0.1, top * decay ** (head - i)) for i in everything
-            }
-    for rate in (1.0, 0.3):
-        slow = dict.fromkeys(everything, rate)
-        rates[f"full {rate:g}x, head {10 * rate:g}x"] = {**slow, head: 10 * rate}
-    return {_plan(blocks, r): f"recipe:{name}" for name, r in rates.items() if r}
 
 
 def _combinations(blocks: Sequence[str], first: Curves) -> list[FineTunePlan]:

@@ -11,7 +11,7 @@ from biotune.evolution.candidate import Candidate, Role
 from biotune.evolution.genome import Genome, HeadMode, decode
 from biotune.evolution.optimizer import BioTune, ReproductionMode
 from biotune.evolution.protocol import Optimizer
-from biotune.evolution.recipes import Recipe, recipes
+from biotune.evolution.recipes import Recipe, recipe_grid, recipes
 from biotune.plan import Evaluation, FineTunePlan
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "ReproductionMode",
     "Role",
     "decode",
+    "recipe_grid",
     "recipes",
 ]

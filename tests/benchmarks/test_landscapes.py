@@ -105,6 +105,15 @@ def test_more_of_them_later_adds_to_what_is_recorded() -> None:
     assert runs < {run.task for run in recorded_to_its_end(more, side_by_side=8)}
 
 
+@pytest.mark.parametrize("name", ["digits32", "flowers64"])
+def test_what_is_committed_is_recorded_to_its_end(name: str) -> None:
+    recorded = read_recording(Path("benchmarks/landscapes") / f"{name}.csv")
+    kinds = {row.run.task: row.run.kind for row in recorded}
+    runs, later = LANDSCAPE.runs({row.run.task: row.curve for row in recorded})
+    assert {run.task: run.kind for run in runs} == kinds
+    assert later == 0
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("landscape")
