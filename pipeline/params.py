@@ -195,6 +195,11 @@ class SearchParams(_Training):
     """when the fold changes, the elites are scored again on the new one"""
     reproduction: ReproductionMode = "batch"
     """batch: in parallel; sequential: as published"""
+    screening: bool = True
+    """of many children a model of all scores so far chooses whom to train, and it ranks"""
+    min_expected_gain: Share = 0.0
+    """with screening: the search ends when the model expects less, in validation score, from the
+    best plan that was not trained"""
     racing: bool = True
     """what is hopeless gets no more seeds and epochs"""
     confirm_top_k: Count = 3

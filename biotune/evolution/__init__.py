@@ -12,6 +12,7 @@ from biotune.evolution.genome import Genome, HeadMode, decode
 from biotune.evolution.optimizer import BioTune, ReproductionMode
 from biotune.evolution.protocol import Optimizer
 from biotune.evolution.recipes import Recipe, recipe_grid, recipes
+from biotune.evolution.screening import Screening
 from biotune.plan import Evaluation, FineTunePlan
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "ReproductionMode",
     "Role",
+    "Screening",
     "decode",
     "recipe_grid",
     "recipes",

@@ -54,8 +54,13 @@ class Candidate:
 
     @property
     def recipe(self) -> str | None:
-        """Name of the recipe that this candidate is; None for any other."""
+        """Name of the recipe that this candidate is, or None.
+
+        One block alone is a recipe, too, which a person could run without any search.
+        """
         kind, _, name = self.origin.partition(":")
+        if kind == "scan":
+            return f"{name} alone {self.plan[name]:g}x"
         return name if kind == "recipe" else None
 
     @property

@@ -24,6 +24,15 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """
+    Raises:
+        ValueError: unless the value is a finite number of at least 0.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+
+
 def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raises ``ValueError`` unless the value is one of those allowed."""
     if value not in allowed:

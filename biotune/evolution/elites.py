@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from biotune.evolution.candidate import by_rank
+from biotune.evolution.genome import decode
 from biotune.evolution.operators import exploit
 
 if TYPE_CHECKING:
@@ -14,23 +15,38 @@ if TYPE_CHECKING:
 
     from biotune.evolution.candidate import Individual, Role
     from biotune.evolution.genome import Genome, HeadMode
+    from biotune.evolution.screening import Screen
+
+
+TRIALS = 2
+"""Steps from an elite that are scored; as published, one up and one down along the same gene."""
 
 
 def elite_trials(
-    elite: Individual, head: HeadMode, rng: np.random.Generator, *, rescore: bool
+    elite: Individual,
+    blocks: Sequence[str],
+    head: HeadMode,
+    rng: np.random.Generator,
+    screen: Screen,
+    *,
+    rescore: bool,
 ) -> list[tuple[Genome, str, Role]]:
     """What is to be scored from an elite: genome, origin and role of each.
 
     Args:
         elite: of the last generation.
+        blocks: of the network.
         head: see :data:`~biotune.evolution.genome.HeadMode`.
         rng: of the search.
+        screen: chooses among the steps.
         rescore: first of all the elite itself, because the fold has changed.
     """
     genome = elite.candidate.genome
     trials: list[tuple[Genome, str, Role]] = [(genome, "rescore", "rescore")] if rescore else []
-    # A step up and one down.
-    return trials + [(step, "exploitation", "trial") for step in exploit(genome, head, rng)]
+    pairs = max(1, screen.proposals // TRIALS)
+    steps = [step for _ in range(pairs) for step in exploit(genome, head, rng)]
+    chosen = screen.choose([decode(step, blocks, head) for step in steps], TRIALS)
+    return trials + [(steps[index], "exploitation", "trial") for index in chosen]
 
 
 def survivors(

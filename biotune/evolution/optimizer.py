@@ -14,16 +14,31 @@ from biotune.evolution.candidate import (
     by_rank,
     ranked_population,
 )
-from biotune.evolution.checks import check_at_least, check_blocks, check_fitness, check_one_of
+from biotune.evolution.checks import (
+    check_at_least,
+    check_blocks,
+    check_fitness,
+    check_one_of,
+)
 from biotune.evolution.elites import elite_trials, survivors
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
 from biotune.evolution.initial import Founder, initial_population, single_blocks
-from biotune.evolution.reproduction import reproduce, without_beaten_parents
+from biotune.evolution.operators import exploit
+from biotune.evolution.recipes import MOST_RECIPES, recipe_grid
+from biotune.evolution.reproduction import Child, reproduce, without_beaten_parents
+from biotune.evolution.screening import (
+    ModelScreen,
+    NoScreen,
+    Screen,
+    Screening,
+    has_result,
+    judged_members,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from biotune.plan import Evaluation
+    from biotune.plan import Evaluation, FineTunePlan
 
 ReproductionMode = Literal["batch", "sequential"]
 """``batch``: all children of a generation are asked for at once.
@@ -53,6 +68,13 @@ class BioTune:
         reproduction: see :data:`ReproductionMode`.
         surgical_scan: score each block alone before the initial population, which then holds the
             best blocks together; see :mod:`~biotune.evolution.initial`. B+1 further evaluations.
+        screening: breed many for each place, score those that a model of the scores so far finds
+            promising, and rank by that model; see :mod:`~biotune.evolution.screening`. With
+            ``seed_recipes``, recipes that were not tried compete with the children. None: as
+            published.
+
+    Attributes:
+        expected_gain: what the model expected so, after the last generation; None without one.
 
     Raises:
         ValueError: for settings outside these ranges.
@@ -78,6 +100,7 @@ class BioTune:
         rescore_elites: bool = True,
         reproduction: ReproductionMode = "batch",
         surgical_scan: bool = False,
+        screening: Screening | None = None,
     ) -> None:
         check_blocks(blocks)
         check_at_least("population", population, 2)
@@ -100,6 +123,8 @@ class BioTune:
         self.rescore_elites = rescore_elites
         self.reproduction: ReproductionMode = reproduction
         self.surgical_scan = surgical_scan
+        self.screening = screening
+        self.expected_gain: float | None = None
 
         self._rng = np.random.default_rng(seed)
         self._candidates: dict[int, Candidate] = {}
@@ -128,7 +153,7 @@ class BioTune:
     @property
     def planned_evaluations(self) -> int:
         """How many candidates a whole search asks for: N + G·(2E + N − E), and G·E re-scorings,
-        and B+1 for the surgical scan."""
+        and B+1 for the surgical scan; at most, if it may end by ``screening.min_expected_gain``."""
         per_generation = self.elites + self.population
         if self._rescoring:
             per_generation += self.elites
@@ -193,6 +218,7 @@ class BioTune:
     def ranked(self) -> list[Candidate]:
         """The candidates that may be compared, best first; failed and stopped runs come last.
 
+        With ``screening``, the best is not the luckiest score but what the model expects most of.
         With one fold these are all that were told. With several, they are those of the last
         generation that is told completely, because its scores share a fold (as published, without
         ``rescore_elites``, also its elites with their old scores); until there is one, those of
@@ -203,7 +229,8 @@ class BioTune:
             complete = self._generation if self.done else self._generation - 1
             survivors = {member.candidate.id for member in self._ranking}
             told = [c for c in told if c.generation == complete or c.id in survivors]
-        return sorted(told, key=lambda candidate: candidate.rank_key)
+        rank_of = {candidate.id: candidate.rank_key for candidate in self._screen().judged(told)}
+        return sorted(told, key=lambda candidate: rank_of[candidate.id])
 
     @property
     def best(self) -> Candidate:
@@ -221,16 +248,24 @@ class BioTune:
     def _rescoring(self) -> bool:
         return self.folds > 1 and self.rescore_elites
 
+    def _screen(self) -> Screen:
+        """Knows what is told now."""
+        candidates = self._candidates.values()
+        if self.screening is None or not any(map(has_result, candidates)):
+            return NoScreen()
+        return ModelScreen(self.screening, candidates)
+
     def _advance(self) -> None:
         """Take the next step, now that the whole batch is told."""
-        batch, self._batch = self._batch, []
+        screen = self._screen()
+        batch, self._batch = judged_members(self._batch, screen), []
         if self.surgical_scan and not self._scan:
             self._scan = batch
             self._batch = self._initial_population()
             return
         if self._exploiting:
             self._exploiting = False
-            self._select_survivors(batch)
+            self._select_survivors(batch, screen)
         else:
             self._next_ranking = self._next_ranking + batch
             if self.reproduction == "sequential":
@@ -240,16 +275,38 @@ class BioTune:
                     )
         missing = self.population - len(self._next_ranking)
         if missing:
-            self._batch = self._offspring(1 if self.reproduction == "sequential" else missing)
+            asked = 1 if self.reproduction == "sequential" else missing
+            self._batch = self._offspring(asked, screen)
             return
         members = self._next_ranking
         if self._generation == 0:  # the scan's candidates compete for its places
-            members = by_rank(members + self._scan)[: self.population]
-        self._ranking = ranked_population(members)
-        if self._generation < self.generations:
+            scanned = judged_members(self._scan, screen)
+            members = by_rank(members + scanned)[: self.population]
+        self._ranking = ranked_population(judged_members(members, screen))
+        self.expected_gain = screen.expected_gain(self._outlook())
+        if self._generation < self.generations and not self._gains_too_little:
             self._generation += 1
             self._exploiting = True
-            self._batch = self._exploitation()
+            self._batch = self._exploitation(screen)
+
+    @property
+    def _gains_too_little(self) -> bool:
+        if self.screening is None or self.expected_gain is None:
+            return False
+        return self.expected_gain < self.screening.min_expected_gain
+
+    def _outlook(self) -> Iterator[FineTunePlan]:
+        """What the next generation might be bred of; drawn aside, so that it changes nothing."""
+        if self.screening is None:
+            return
+        rng = np.random.default_rng([self.seed, self._generation])
+        for _ in range(self.screening.proposals):
+            for elite in self._ranking[: self.elites]:
+                for step in exploit(elite.candidate.genome, self.head, rng):
+                    yield decode(step, self.blocks, self.head)
+            for _ in range(self.population - self.elites):
+                child = reproduce(self._ranking, len(self.blocks), self.head, rng)
+                yield decode(child.genome, self.blocks, self.head)
 
     def _initial_population(self) -> list[Individual]:
         return self._at_rest(
@@ -263,34 +320,51 @@ class BioTune:
             )
         )
 
-    def _exploitation(self) -> list[Individual]:
+    def _exploitation(self, screen: Screen) -> list[Individual]:
         """The trials of each elite, which keep its momentum and extinction factor: these belong to
         the individual, whatever its genome."""
         return [
             elite.succeeded_by(self._candidate(genome, origin, (elite.candidate.id,), role))
             for elite in self._ranking[: self.elites]
             for genome, origin, role in elite_trials(
-                elite, self.head, self._rng, rescore=self._rescoring
+                elite, self.blocks, self.head, self._rng, screen, rescore=self._rescoring
             )
         ]
 
-    def _select_survivors(self, trials: list[Individual]) -> None:
+    def _select_survivors(self, trials: list[Individual], screen: Screen) -> None:
         """Begin the next ranking with the elites that survive, and fill the mating pool."""
-        elites, others = self._ranking[: self.elites], self._ranking[self.elites :]
+        ranking = judged_members(self._ranking, screen)
+        elites, others = ranking[: self.elites], ranking[self.elites :]
         self._next_ranking = survivors(elites, trials, rescored=self._rescoring)
         # After a change of fold, the survivors' scores are not comparable with the others': the
         # pool keeps the order of the old fold, which all of them shared.
         pool = self._next_ranking + others
         self._mating_pool = pool if self._rescoring else by_rank(pool)
 
-    def _offspring(self, count: int) -> list[Individual]:
+    def _offspring(self, count: int, screen: Screen) -> list[Individual]:
         batch = []
         for _ in range(count):
-            child = reproduce(self._mating_pool, len(self.blocks), self.head, self._rng)
-            origin = "offspring" if child.parents else "newcomer"
-            candidate = self._candidate(child.genome, origin, child.parents)
+            children = [
+                reproduce(self._mating_pool, len(self.blocks), self.head, self._rng)
+                for _ in range(screen.proposals)
+            ]
+            if self.screening is not None and self.seed_recipes:
+                children += self._untried_recipes()
+            plans = [decode(child.genome, self.blocks, self.head) for child in children]
+            child = children[screen.choose(plans, 1)[0]]
+            candidate = self._candidate(child.genome, child.origin, child.parents)
             batch.append(Individual(candidate, child.momentum))
         return batch
+
+    def _untried_recipes(self) -> list[Child]:
+        """Recipes that may take a child's place; none once enough were tried."""
+        tried = [c for c in self._candidates.values() if c.origin.startswith("recipe:")]
+        if len(tried) >= MOST_RECIPES:
+            return []
+        return [
+            Child(f"recipe:{recipe.name}", recipe.genome, np.zeros(len(self.blocks) + 1))
+            for recipe in recipe_grid(self.blocks, self.head)
+        ]
 
     def _candidate(
         self, genome: Genome, origin: str, parents: tuple[int, ...] = (), role: Role = "score"

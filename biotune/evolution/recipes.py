@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from biotune.evolution.genome import Genome, HeadMode
+
+MOST_RECIPES: Final = 6
+"""Recipes that a search tries beside the surgical scan, whose members are recipes, too."""
 
 
 @dataclass(frozen=True)

@@ -29,17 +29,20 @@ _BREEDING_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Child:
-    """A genome that was bred, or drawn at random where breeding was impossible.
+    """A genome that is proposed for a place in the next generation.
 
     Attributes:
+        origin: ``offspring``; ``newcomer``, drawn at random because breeding was impossible; or
+            ``recipe:NAME``.
         genome: trains at least one block.
         momentum: shape [B+2].
-        parents: ids of the two parents; none for a random genome.
+        parents: ids of the two parents of an offspring; none for the others.
     """
 
+    origin: str
     genome: Genome
     momentum: NDArray[np.float64]
-    parents: tuple[int, ...]
+    parents: tuple[int, ...] = ()
 
 
 def reproduce(
@@ -60,7 +63,7 @@ def reproduce(
             child = _breed(pool, rng)
             if child.genome.is_viable(head):
                 return child
-    return Child(Genome.random_viable(rng, n_blocks, head), np.zeros(n_blocks + 1), ())
+    return Child("newcomer", Genome.random_viable(rng, n_blocks, head), np.zeros(n_blocks + 1))
 
 
 def _breed(pool: Sequence[Individual], rng: np.random.Generator) -> Child:
@@ -73,7 +76,7 @@ def _breed(pool: Sequence[Individual], rng: np.random.Generator) -> Child:
     adopted = adopt(mutated, first_genes, second_genes, prototype, rng)
     momentum = update_momentum(inherited, adopted - crossed, rng)
     genome = Genome.from_genes(np.clip(adopted, 0, 1))
-    return Child(genome, momentum, (first.candidate.id, second.candidate.id))
+    return Child("offspring", genome, momentum, (first.candidate.id, second.candidate.id))
 
 
 def without_beaten_parents(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.optimizer import BioTune
 from biotune.evolution.protocol import Optimizer
+from biotune.evolution.screening import Screening
 from biotune.plan import FineTunePlan
 from pipeline.errors import PipelineError
 from pipeline.evolving.confirmation import CLEAR_LEAD, Confirmation
@@ -89,6 +90,9 @@ def new_search(params: SearchParams, blocks: Sequence[str]) -> BioTune:
         head=params.head,
         seed_recipes=params.seed_recipes,
         surgical_scan=params.surgical_scan,
+        screening=Screening(min_expected_gain=params.min_expected_gain)
+        if params.screening
+        else None,
         rescore_elites=params.rescore_elites,
         reproduction=params.reproduction,
     )
