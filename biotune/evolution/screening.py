@@ -140,7 +140,7 @@ class ModelScreen:
     def judged(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Each with the fitness that the model expects of its plan; a failed one as it is."""
         told = list(candidates)
-        if not self._settings.ranks:
+        if not told or not self._settings.ranks:
             return told
         means, _ = self._model.predict([candidate.plan for candidate in told])
         return [
