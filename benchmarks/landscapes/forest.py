@@ -36,7 +36,6 @@ class Forest:
         depth: of the deepest tree.
         feature, threshold, left, right: [nodes]; a leaf leads to itself.
         values: [nodes, outputs], the mean of what was learned there.
-        leaf_number: int [nodes], counts the leaves of all trees; −1 for other nodes.
     """
 
     roots: NDArray[np.intp]
@@ -46,7 +45,6 @@ class Forest:
     left: NDArray[np.intp]
     right: NDArray[np.intp]
     values: Array
-    leaf_number: NDArray[np.intp]
 
     @classmethod
     def fit(cls, plans: Sequence[FineTunePlan], targets: Array, weights: Array) -> Forest:
@@ -94,15 +92,19 @@ class Forest:
             left=np.where(is_leaf, nodes, moved("children_left")),
             right=np.where(is_leaf, nodes, moved("children_right")),
             values=values * scale + center,
-            leaf_number=np.where(is_leaf, np.cumsum(is_leaf) - 1, -1),
         )
 
-    def leaves(self, rates: Array) -> NDArray[np.intp]:
-        """The node in which each tree ends, int [plans, trees], of :func:`log_rates` [plans, B]."""
+    def leaves(self, rates: Array, splits: int | None = None) -> NDArray[np.intp]:
+        """The node in which each tree ends, int [plans, trees], of :func:`log_rates` [plans, B].
+
+        Args:
+            rates: of plans.
+            splits: where each tree is after so many splits, instead.
+        """
         inputs = features(rates)
         node = np.tile(self.roots, (len(inputs), 1))
         rows = np.arange(len(inputs))[:, None]
-        for _ in range(self.depth):
+        for _ in range(self.depth if splits is None else splits):
             below = inputs[rows, self.feature[node]] <= self.threshold[node]
             node = np.where(below, self.left[node], self.right[node])
         return node
@@ -129,6 +131,4 @@ def features(rates: Array) -> Array:
     width = min(3, rates.shape[1])
     neighbours = np.lib.stride_tricks.sliding_window_view(learns, width, axis=1)
     rate = np.where(frozen, 0.0, 10 ** np.where(frozen, 0.0, rates))
-    return np.concatenate(
-        [learns, rate, neighbours.sum(axis=2), neighbours.max(axis=2)], axis=1
-    )
+    return np.concatenate([learns, rate, neighbours.sum(axis=2), neighbours.max(axis=2)], axis=1)
