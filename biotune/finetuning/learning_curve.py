@@ -47,6 +47,14 @@ class LearningCurve:
             return self  # a run that diverged went on for one more epoch, of which there is nothing
         return self.up_to(epochs)
 
+    def answer(self, must_reach: Sequence[float]) -> LearningCurve | None:
+        """What is known from this of the same run with these thresholds; None if it would have gone
+        further than this one, which other thresholds may have stopped."""
+        if self.outcome != "stopped":
+            return self.raced(must_reach)
+        epochs = stopping_epoch(self.validation_score, must_reach)
+        return None if epochs is None else self.up_to(epochs)
+
     def up_to(self, epochs: int) -> LearningCurve:
         """The curve of the run, had it been stopped after this many epochs."""
         return replace(

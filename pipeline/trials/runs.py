@@ -10,7 +10,6 @@ from typing import Protocol, TypeVar
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.trials.jobs import Job, Outcome, Workers
-from pipeline.trials.store import EvaluationStore
 
 Key = TypeVar("Key")
 
@@ -59,6 +58,26 @@ class Runs(Protocol):
         ...
 
 
+class CurveStore(Protocol):
+    """Remembers curves by task; see :class:`pipeline.trials.store.EvaluationStore`."""
+
+    def get(self, task: TrainingTask) -> LearningCurve | None:
+        """The curve of a task, as far as its thresholds let it go; None if that is not known."""
+        ...
+
+    def put(self, task: TrainingTask, curve: LearningCurve) -> None:
+        """Keep a run that is over."""
+        ...
+
+    def add_attempt(self, task: TrainingTask, reason: str) -> None:
+        """Note that a run had no result, and is tried again."""
+        ...
+
+    def key(self, task: TrainingTask) -> str:
+        """What a task's curve is kept under; it also names the task elsewhere."""
+        ...
+
+
 class TrainingRuns:
     """Answers training tasks from the store, or has them trained by the workers.
 
@@ -73,7 +92,7 @@ class TrainingRuns:
         attempts: the runs that had no result and were tried again.
     """
 
-    def __init__(self, store: EvaluationStore, workers: Workers) -> None:
+    def __init__(self, store: CurveStore, workers: Workers) -> None:
         self._store, self._workers = store, workers
         self._ready: deque[TrainingRun] = deque()
         self.attempts: list[Attempt] = []

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from biotune.finetuning.compute import Compute
 from biotune.finetuning.fitness import TrainingTask
-from biotune.finetuning.learning_curve import LearningCurve, stopping_epoch
+from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.errors import PipelineError
 from pipeline.trials.code_version import code_hash
 from pipeline.trials.store_file import checksum, open_store
@@ -62,10 +62,7 @@ class EvaluationStore:
         stopped it as well, no later. An entry that is damaged is said, and is not known.
         """
         stored = self._read(task)
-        if stored is None or stored.outcome != "stopped":
-            return None if stored is None else stored.raced(task.must_reach)
-        epochs = stopping_epoch(stored.validation_score, task.must_reach)
-        return None if epochs is None else stored.up_to(epochs)
+        return None if stored is None else stored.answer(task.must_reach)
 
     def put(self, task: TrainingTask, curve: LearningCurve) -> None:
         """Keep a finished, diverged or stopped run; it is on disk when this returns.
