@@ -89,7 +89,8 @@ class Noise:
 
     def log_scale(self, odds: Array) -> Array:
         """Logarithm of the expected scale of plans with these log odds at their best, [plans]."""
-        return np.clip(_design(odds) @ self.level, *self.level_range)
+        logarithms: Array = np.clip(_design(odds) @ self.level, *self.level_range)
+        return logarithms
 
 
 @dataclass
