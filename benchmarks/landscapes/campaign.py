@@ -85,16 +85,17 @@ class Row:
 
 
 @cache
-def open_landscape(file: Path) -> SimulatedLandscape:
-    """A landscape, once in each process."""
-    return SimulatedLandscape(file)
+def open_landscapes(file: Path) -> tuple[SimulatedLandscape, ...]:
+    """A landscape, once in each process, and what was recorded of it on other schedules: in
+    ``digits32-4.csv`` for ``digits32.csv``."""
+    return tuple(map(SimulatedLandscape, (file, *sorted(file.parent.glob(f"{file.stem}-*.csv")))))
 
 
 def run(experiment: Experiment, section: SearchParams) -> Row:
     """One search, and what is known of it in truth."""
-    landscape = open_landscape(experiment.landscape)
+    landscape, *others = open_landscapes(experiment.landscape)
     begin = time.perf_counter()
-    runs = SimulatedRuns(landscape, experiment.replicate)
+    runs = SimulatedRuns([landscape, *others], experiment.replicate)
     section = section.model_copy(update={"seed": experiment.replicate})
     method = METHODS[experiment.method]
     result = method(section, landscape.blocks, runs, experiment.budget)
@@ -255,7 +256,8 @@ def run_all(
     "landscapes",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A recording; may be repeated. By default those beside this file.",
+    help="A recording, whose truth counts; may be repeated. By default those beside this file. "
+    "Methods may train on other schedules of it, too, such as digits32-4.csv of digits32.csv.",
 )
 @click.option(
     "--method",
@@ -292,7 +294,8 @@ def main(
       python -m benchmarks.landscapes.campaign --method full --replicates 50
       python -m benchmarks.landscapes.campaign --landscape benchmarks/landscapes/flowers64.csv
     """
-    files = landscapes or tuple(sorted(Path(__file__).parent.glob("*.csv")))
+    recordings = sorted(Path(__file__).parent.glob("*.csv"))
+    files = landscapes or tuple(file for file in recordings if "-" not in file.stem)
     section = load_params(params_file).search
     rows = run_all(files, methods, replicates, workers, section)
     table = summarise(rows)

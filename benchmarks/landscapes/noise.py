@@ -134,7 +134,8 @@ class Deviations:
         return scaled
 
     def _common(self, part: int, number: int) -> Array:
-        return self._draw(part, number, 1)[0]
+        drawn: Array = self._draw(part, number, 1)[0]
+        return drawn
 
     def _shared(self, part: int, number: int, together: NDArray[np.intp]) -> Array:
         """Each node of each tree has its own; a plan's is the sum of those that it is in."""
