@@ -1,4 +1,4 @@
-"""A landscape that can be searched: what every plan comes to in truth, and what a run would show."""
+"""A landscape to be searched: what every plan comes to in truth, and what a run would show."""
 
 from __future__ import annotations
 

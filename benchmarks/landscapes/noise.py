@@ -89,7 +89,8 @@ class Noise:
 
     def log_scale(self, odds: Array) -> Array:
         """Logarithm of the expected scale of plans with these log odds at their best, [plans]."""
-        return np.clip(_design(odds) @ self.level, *self.level_range)
+        logarithms: Array = np.clip(_design(odds) @ self.level, *self.level_range)
+        return logarithms
 
 
 @dataclass
@@ -133,7 +134,8 @@ class Deviations:
         return scaled
 
     def _common(self, part: int, number: int) -> Array:
-        return self._draw(part, number, 1)[0]
+        drawn: Array = self._draw(part, number, 1)[0]
+        return drawn
 
     def _shared(self, part: int, number: int, together: NDArray[np.intp]) -> Array:
         """Each node of each tree has its own; a plan's is the sum of those that it is in."""

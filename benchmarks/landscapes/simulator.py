@@ -3,6 +3,7 @@ would have cost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.landscapes.landscape import SimulatedLandscape
@@ -13,10 +14,10 @@ from pipeline.trials.runs import TrainingRuns
 
 
 class SimulatedWorkers:
-    """Answers jobs, one at a time and in order, from a landscape.
+    """Answers jobs, one at a time and in order, from the recording with a job's schedule.
 
     Args:
-        landscape: that is searched.
+        landscapes: recordings of the same images and network on schedules of their own.
         replicate: number of the experiment: with each, images are divided and networks initialised
             anew.
 
@@ -24,9 +25,12 @@ class SimulatedWorkers:
         cpu_seconds, runs, epochs: what all jobs so far cost.
     """
 
-    def __init__(self, landscape: SimulatedLandscape, replicate: int) -> None:
+    def __init__(self, landscapes: Sequence[SimulatedLandscape], replicate: int) -> None:
         self.cpu_seconds, self.runs, self.epochs = 0.0, 0, 0
-        self._landscape, self._deviations = landscape, landscape.deviations(replicate)
+        self._schedules = {
+            landscape.settings.epochs: (landscape, landscape.deviations(replicate))
+            for landscape in landscapes
+        }
         self._submitted: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -43,7 +47,13 @@ class SimulatedWorkers:
         """The next outcome."""
         task = self._submitted.pop(0).task
         try:
-            curve = self._landscape.curve(task, self._deviations)
+            if task.settings.epochs not in self._schedules:
+                raise ValueError(
+                    f"recorded are schedules of {', '.join(map(str, self._schedules))} epochs, "
+                    f"got {task.settings}"
+                )
+            landscape, deviations = self._schedules[task.settings.epochs]
+            curve = landscape.curve(task, deviations)
         except ValueError as error:
             return [Outcome(task, error=error)]
         self.cpu_seconds += curve.seconds
@@ -83,10 +93,13 @@ class MemoryStore:
 class SimulatedRuns(TrainingRuns):
     """What a search gets its runs from.
 
+    Args:
+        landscapes, replicate: see :class:`SimulatedWorkers`.
+
     Attributes:
         workers: count the cost.
     """
 
-    def __init__(self, landscape: SimulatedLandscape, replicate: int) -> None:
-        self.workers = SimulatedWorkers(landscape, replicate)
+    def __init__(self, landscapes: Sequence[SimulatedLandscape], replicate: int) -> None:
+        self.workers = SimulatedWorkers(landscapes, replicate)
         super().__init__(MemoryStore(), self.workers)
