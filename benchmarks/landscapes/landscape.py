@@ -11,7 +11,13 @@ import numpy as np
 
 from benchmarks.landscapes.forest import Array, log_rates
 from benchmarks.landscapes.noise import SHARES, Deviations, Noise
-from benchmarks.landscapes.surrogate import Prediction, Recorded, Surrogate, score_of
+from benchmarks.landscapes.surrogate import (
+    Prediction,
+    Recorded,
+    Surrogate,
+    log_odds,
+    score_of,
+)
 from biotune.evolution.genome import decode, encode
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
@@ -100,8 +106,17 @@ class SimulatedLandscape:
         return whole.raced(task.must_reach)
 
     def _predict(self, plan: FineTunePlan) -> Prediction:
+        """What is expected of a plan, whatever the division.
+
+        The recorded validation images are one draw, which favours some kinds of plans for good (on
+        flowers slow late blocks, by five points). So their curves are moved to where the test
+        images, which are more, put the best epoch. What is taken away is drawn anew for each
+        division: see ``SHARES`` in :mod:`~benchmarks.landscapes.noise`.
+        """
         if plan not in self._predicted:
-            self._predicted[plan] = self._surrogate.predict([plan])
+            raw = self._surrogate.predict([plan])
+            shift = log_odds(raw.test) - raw.odds.max(axis=1)
+            self._predicted[plan] = replace(raw, odds=raw.odds + shift[:, None])
         return self._predicted[plan]
 
     def _check(self, task: TrainingTask) -> None:
