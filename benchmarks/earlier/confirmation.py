@@ -45,6 +45,16 @@ class Confirmation:
     runs: tuple[TrainingRun, ...]
 
     @property
+    def name(self) -> str:
+        """The recipe's, or the number of another candidate."""
+        return self.candidate.recipe or f"candidate {self.candidate.id}"
+
+    @property
+    def plan(self) -> FineTunePlan:
+        """The candidate's."""
+        return self.candidate.plan
+
+    @property
     def rank_key(self) -> tuple[object, ...]:
         """Sorts the best first; the recipe wins what is equal in every respect."""
         dropped = not self.recipe and len(self.runs) < CONFIRMATION_SEEDS
