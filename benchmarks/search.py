@@ -1,322 +1,316 @@
-"""Whole searches, full fidelity against racing: what is saved, and is anything lost?
+"""Whole real searches at equal CPU seconds: what do screening, breeding and a search give?
 
-Every search seed is run twice on the same evaluator, once with ``racing: false`` and once with
-``racing: true``, each from nothing known: no store, an empty feature cache. Which of the two goes
-first alternates. CPU seconds are those of the training runs, one thread each; with several workers
-the seeds are spread over processes.
+Every set of images is divided and searched several times; a repetition's number is the seed of the
+division and of every search on it. Its arms, of which
+:mod:`benchmarks.comparison.arms` says what each does:
 
-What a search found is judged on images that it never saw: its winner is trained from five fresh
-seeds, the best epoch by validation, and scored on the test split. After a search with racing, the
-candidates that it stopped are trained to their end, to see which of them would have reached what
-they needed. Neither is counted.
+- ``screened``: the search of the params file.
+- ``today``: the search of commit 4af523c, which goes on breeding until its CPU seconds reach those
+  of the evolution of ``screened``.
+- ``generation 0``: scan and initial population of ``screened``; the seconds that breeding took
+  there go to further training seeds of its best candidates.
+- ``best recipe``: every recipe at every rate of the grid, the best three confirmed, at any cost.
+
+Cost is the CPU seconds of the training runs, one thread each, of evolution and confirmation apart.
+Each arm pays for all its runs, also for those that another has trained; those take no time again.
+Each arm's processes start anew, with empty feature caches. The winner of each is trained by five
+seeds that no search uses, the best epoch by validation, and scored on the test split; this is not
+counted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import click
-import numpy as np
 import torch
-from scipy import stats
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
-from benchmarks.held_out import held_out_accuracy
-from benchmarks.reporting import describe_machine, markdown_table, one_line, prepare_digits
-from biotune.finetuning.compute import keep_freed_memory
-from biotune.finetuning.fitness import Trainer, TrainingTask, evaluate
-from biotune.finetuning.learning_curve import LearningCurve
-from biotune.plan import FineTunePlan
-from pipeline.evolving import loop
-from pipeline.evolving.confirmation import confirm, contenders
-from pipeline.evolving.racing import FullTraining, Race, start_race
+from benchmarks.comparison.arms import TODAY_EPOCHS, Comparison
+from benchmarks.comparison.repetition import Repetition
+from benchmarks.comparison.report import report
+from benchmarks.comparison.rows import COLUMNS, TESTED, Row, Table
+from benchmarks.reporting import PRECISIONS, compute_of, describe_machine, one_line
+from benchmarks.trainers import OutOfTime, TrainingProcesses
+from biotune.data import PreparedImages
+from biotune.finetuning.backbones import block_sizes, weights_identity
+from biotune.finetuning.hardware import instruction_set
+from biotune.images import ImageFolderSource, prepare_images
+from biotune.images.sources import DigitsSource
+from pipeline.artifacts import write_json
 from pipeline.params import Params, load_params
-from pipeline.trials.machine import resolve_compute, training_settings
-from pipeline.trials.runs import TrainingRun
+from pipeline.trials.code_version import code_hash
+from pipeline.trials.side_by_side import resolve_workers
+from pipeline.trials.store import EvaluationStore, shared_inputs
+from pipeline.trials.worker import TrainerSetup
 
-MODES: dict[str, bool] = {"full": False, "racing": True}
 CACHE_BYTES = 1_000_000_000
+"""Of each process, for the features of frozen prefixes."""
+
+DIGITS_SIZE, FOLDER_SIZE = 32, 64
+"""Pixels to which every image is stretched."""
+
+Sets = Mapping[str, Path | None]
+"""Name of a set → its folder, or None for scikit-learn's digits."""
 
 
-class TimedRuns:
-    """Trains in this process, one run at a time, and counts what it costs.
+def parse_sets(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Sets:
+    """A click callback: ``digits`` and ``NAME=FOLDER``.
 
-    What the search trained before is answered at no cost, as by the evaluation store.
+    Raises:
+        click.BadParameter: for anything else, or a name that occurs twice.
     """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._waiting: list[TrainingTask] = []
-        self.complete: dict[TrainingTask, LearningCurve] = {}
-        self.cpu_seconds, self.runs, self.epochs = 0.0, 0, 0
-        trainer.cache.clear()
-
-    def submit(self, task: TrainingTask) -> None:
-        self._waiting.append(task)
-
-    def next_finished(self) -> TrainingRun:
-        task = self._waiting.pop(0)
-        whole = replace(task, must_reach=())
-        if whole in self.complete:
-            return TrainingRun(task, self.complete[whole].raced(task.must_reach), from_store=True)
-        begin = time.process_time()
-        curve = self._trainer.train(task).curve
-        self.cpu_seconds += time.process_time() - begin
-        self.runs += 1
-        self.epochs += len(curve.validation_score)
-        if curve.outcome != "stopped":
-            self.complete[whole] = curve
-        return TrainingRun(task, curve, from_store=False)
-
-    def spent(self) -> dict[str, float]:
-        return {"cpu seconds": self.cpu_seconds, "runs": self.runs, "epochs": self.epochs}
-
-
-_trainer: Trainer
-_params: Params
-_tested: dict[FineTunePlan, float] = {}
-
-
-def start_worker(params: Params, prepared: Path) -> None:
-    """Build the network that all searches of this process train."""
-    global _trainer, _params
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    compute = resolve_compute(params.runtime, params.model.backbone)
-    _params = params
-    _trainer = Trainer(prepared, params.model.backbone, params.model.weights, compute, CACHE_BYTES)
+    sets: dict[str, Path | None] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        path = Path(folder) if equals else None
+        if not re.fullmatch(r"[\w.-]+", name) or name in sets or (name == "digits") == bool(equals):
+            raise click.BadParameter(f"{value!r}: give digits, or NAME=FOLDER, each name once")
+        if path is not None and not path.is_dir():
+            raise click.BadParameter(f"{value!r}: there is no folder {path}; one folder a class")
+        sets[name] = path
+    return sets
 
 
 @dataclass(frozen=True)
-class Search:
-    """A search that was run, with what it cost."""
+class Setting:
+    """What all repetitions have in common.
 
-    result: loop.SearchResult
-    runs: TimedRuns
-    needed: dict[int, float]
-    row: dict[str, Any]
-
-
-def run_seed(seed: int) -> list[dict[str, Any]]:
-    """The same search in both modes, and afterwards what each is worth."""
-    modes = list(MODES) if seed % 2 == 0 else list(reversed(MODES))
-    searches = [run_search(seed, mode) for mode in modes]
-    complete = {task: curve for search in searches for task, curve in search.runs.complete.items()}
-    return [
-        {
-            **search.row,
-            "test": tested(search.result.winner.plan),
-            "test of best recipe": tested(search.result.best_recipe.plan),
-            **stopped_elites(search.result, search.needed, complete),
-        }
-        for search in searches
-    ]
-
-
-def run_search(seed: int, mode: str) -> Search:
-    """One search."""
-    section = _params.search.model_copy(update={"seed": seed, "racing": MODES[mode]})
-    runs = TimedRuns(_trainer)
-    needed: dict[int, float] = {}
-
-    def note_race(*arguments: Any) -> Race | FullTraining:
-        race = start_race(*arguments)
-        needed.update(race.needed if isinstance(race, Race) else {})
-        return race
-
-    begin = time.perf_counter()
-    blocks = list(_trainer.backbone.blocks)
-    optimizer = loop.new_search(section, blocks)
-    with mock.patch.object(loop, "start_race", note_race):
-        evaluated = list(loop.evolve(optimizer, section, runs))
-    evolution = runs.spent()
-    confirmed = list(confirm(contenders(optimizer, section, blocks), section, runs))
-    result = loop.search_result(evaluated, confirmed)
-    row = {
-        "seed": seed,
-        "mode": mode,
-        **runs.spent(),
-        **{f"evolution {name}": value for name, value in evolution.items()},
-        "seconds": time.perf_counter() - begin,
-        "winner": result.winner.name,
-        "plan": str(result.winner.plan),
-        "confirmed": 1 - result.winner.evaluation.fitness,
-    }
-    return Search(result, runs, needed, row)
-
-
-def tested(plan: FineTunePlan) -> float:
-    """A plan's held-out accuracy, measured once in each process."""
-    if plan not in _tested:
-        settings = training_settings(_params.search)
-        _tested[plan] = held_out_accuracy(plan, _trainer, settings)
-    return _tested[plan]
-
-
-def stopped_elites(
-    result: loop.SearchResult,
-    needed: dict[int, float],
-    complete: dict[TrainingTask, LearningCurve],
-) -> dict[str, int]:
-    """How many candidates were stopped, and how many of those would have become an elite; and how
-    many did, of all that had an elite to beat.
-
-    Args:
-        result: a search's result.
-        needed: candidate id → fitness that it had to beat; none for the first generation, where
-            the elites were still to be found.
-        complete: whole runs, which need no training; what is missing is added.
+    Attributes:
+        params: the sections ``search`` and ``model`` are used.
+        examples: images to train on, and as many to validate on.
+        precision: that all is trained in.
+        today_epochs: of each run of the earlier search.
+        workers: training runs side by side.
+        nice: of the processes that train.
+        work: folder of everything that is kept.
+        end: on the clock of :func:`time.monotonic`; no run is started after it.
     """
-    stopped = [evaluated for evaluated in result.evaluated if _outcome(evaluated) == "stopped"]
-    wrongly = 0
-    for evaluated in stopped:
-        curves = []
-        for seed in _params.search.training_seeds:
-            settings = training_settings(_params.search)
-            task = TrainingTask(evaluated.candidate.plan, seed, settings)
-            if task not in complete:
-                complete[task] = _trainer.train(task).curve
-            curves.append(complete[task])
-        to_beat = needed.get(evaluated.candidate.id, _first_elites(result))
-        wrongly += evaluate(curves).fitness < to_beat
-    finished = [c.candidate for c in result.evaluated if c.candidate.finished]
-    return {
-        "candidates": len(result.evaluated),
-        "stopped": len(stopped),
-        "stopped elites": wrongly,
-        "later elites": sum(c.fitness < needed.get(c.id, 0.0) for c in finished),
-    }
+
+    params: Params
+    examples: int
+    precision: str
+    today_epochs: int
+    workers: int
+    nice: int
+    work: Path
+    end: float
+
+    def run(self, sets: Sets, repetitions: int, rows: Table) -> Iterator[Row]:
+        """Every repetition of every set; see :meth:`Repetition.run`."""
+        tested = Table(self.work / "tested.csv", TESTED)
+        for number in range(repetitions):
+            for name, folder in sets.items():
+                yield from self._run(name, folder, number, rows, tested)
+
+    def _run(
+        self, name: str, folder: Path | None, number: int, rows: Table, tested: Table
+    ) -> Iterator[Row]:
+        prepared, images = self._prepare(name, folder, number)
+        model = self.params.model
+        compute = compute_of(self.precision, model.backbone)
+        weights = weights_identity(model.backbone, model.weights)
+        setup = TrainerSetup(
+            prepared=prepared,
+            backbone=model.backbone,
+            weights=model.weights,
+            compute=compute,
+            feature_cache_bytes=CACHE_BYTES,
+            code=code_hash(),
+        )
+        inputs = shared_inputs(images.fingerprint, model.backbone, weights, compute)
+        with closing(EvaluationStore(self.work, inputs)) as store:
+            yield from Repetition(
+                images=name,
+                number=number,
+                comparison=Comparison(
+                    section=self.params.search.model_copy(update={"seed": number}),
+                    blocks=tuple(block_sizes(model.backbone, len(images.classes))),
+                    today_epochs=self.today_epochs,
+                ),
+                store=store,
+                open_processes=partial(
+                    TrainingProcesses.open, setup, self.workers, self.nice, self._may_start
+                ),
+                rows=rows,
+                tested=tested,
+                made_by={
+                    "fingerprint": images.fingerprint[:12],
+                    "precision": compute.precision,
+                    "torch": torch.__version__,
+                    "instruction_set": instruction_set("cpu"),
+                    "code": _code(),
+                },
+            ).run()
+
+    def _prepare(self, name: str, folder: Path | None, number: int) -> tuple[Path, PreparedImages]:
+        prepared = self.work / "prepared" / f"{name}-{number}"
+        if not prepared.exists():
+            prepare_images(
+                DigitsSource() if folder is None else ImageFolderSource(folder, "white"),
+                prepared,
+                image_size=DIGITS_SIZE if folder is None else FOLDER_SIZE,
+                train_images=self.examples,
+                validation_images=self.examples,
+                seed=number,
+            )
+        return prepared, PreparedImages.open(prepared)
+
+    def _may_start(self) -> bool:
+        return time.monotonic() < self.end
+
+    def check_folder(self, sets: Sets) -> None:
+        """Note what the work folder is for, or find that it is for something else.
+
+        Raises:
+            click.UsageError: if it was begun with other settings, or with other images of a name.
+        """
+        now: dict[str, Any] = {
+            "search": self.params.search.model_dump(mode="json", exclude={"seed"}),
+            "model": self.params.model.model_dump(mode="json"),
+            "examples": self.examples,
+            "precision": self.precision,
+            "today_epochs": self.today_epochs,
+        }
+        folders = {name: str(path and path.resolve()) for name, path in sets.items()}
+        file = self.work / "settings.json"
+        before = json.loads(file.read_text()) if file.exists() else {**now, "images": {}}
+        other = [key for key in now if before.get(key) != now[key]]
+        other += [n for n, path in folders.items() if before["images"].get(n, path) != path]
+        if other:
+            raise click.UsageError(
+                f"{self.work} was begun with other settings ({', '.join(other)}, see {file}): give "
+                "those, or name another --work"
+            )
+        write_json(file, {**now, "images": {**before["images"], **folders}})
 
 
-def _first_elites(result: loop.SearchResult) -> float:
-    """Fitness of the worst elite of the first generation."""
-    first = [c.candidate for c in result.evaluated if c.candidate.generation == 0]
-    return sorted(c.fitness for c in first if c.finished)[_params.search.elites - 1]
-
-
-def _outcome(evaluated: loop.EvaluatedCandidate) -> str:
-    return evaluated.candidate.evaluation.outcome if evaluated.candidate.evaluation else "finished"
-
-
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Racing against full fidelity, paired by search seed."""
-    by_mode = {
-        mode: sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["seed"])
-        for mode in MODES
-    }
-    full, racing = by_mode["full"], by_mode["racing"]
-    differences = np.array([r["test"] - f["test"] for f, r in zip(full, racing, strict=True)])
-    half = 0.0
-    if len(differences) > 1:
-        error = differences.std(ddof=1) / np.sqrt(len(differences))
-        half = float(stats.t.ppf(0.975, len(differences) - 1) * error)
-    mean = float(differences.mean())
-    costs = ("cpu seconds", "evolution cpu seconds", "runs", "epochs", "seconds")
-    return {
-        "seeds": len(full),
-        "times fewer": {
-            cost: sum(row[cost] for row in full) / sum(row[cost] for row in racing)
-            for cost in costs
-        },
-        "difference in test accuracy, points": 100 * mean,
-        "95 % interval, points": [100 * (mean - half), 100 * (mean + half)],
-        "candidates": sum(row["candidates"] for row in racing),
-        "stopped": sum(row["stopped"] for row in racing),
-        "stopped that would have become an elite": sum(row["stopped elites"] for row in racing),
-        "elites of later generations": sum(row["later elites"] for row in racing),
-    }
-
-
-def print_tables(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    shown = [
-        "seed", "mode", "cpu seconds", "evolution cpu seconds", "runs", "epochs", "stopped",
-        "stopped elites", "winner", "confirmed", "test", "test of best recipe",
-    ]  # fmt: skip
-    cells = [
-        [f"{row[n]:.{1 if 'cpu' in n else 4}f}" if isinstance(row[n], float) else str(row[n])
-         for n in shown]
-        for row in sorted(rows, key=lambda row: (row["seed"], row["mode"]))
-    ]  # fmt: skip
-    low, high = summary["95 % interval, points"]
-    figures = [
-        *(
-            (f"times fewer {name}", f"{ratio:.2f}")
-            for name, ratio in summary["times fewer"].items()
-        ),
-        (
-            f"test accuracy, paired difference over {summary['seeds']} search seeds",
-            f"{summary['difference in test accuracy, points']:+.2f} points, "
-            f"95 % interval {low:+.2f} to {high:+.2f}",
-        ),
-        ("candidates stopped", f"{summary['stopped']} of {summary['candidates']}"),
-        (
-            "of them, that would have become an elite",
-            str(summary["stopped that would have become an elite"]),
-        ),
-        ("candidates that did become one", str(summary["elites of later generations"])),
-    ]
-    click.echo(f"Machine: {one_line(describe_machine())}\n\n{markdown_table(shown, cells)}\n")
-    click.echo(markdown_table(["racing against full fidelity", ""], figures))
+def _code() -> str:
+    """The beginning of a hash of the code that searches and trains."""
+    modules = (
+        "biotune.finetuning.fitness",
+        "biotune.evolution.optimizer",
+        "pipeline.evolving.loop",
+    )
+    return hashlib.sha256(" ".join(map(code_hash, modules)).encode()).hexdigest()[:12]
 
 
 @click.command()
 @click.option("--params", "params_file", type=click.Path(path_type=Path), default="params.yaml")
-@click.option("--seeds", default=8, show_default=True, type=click.IntRange(1), help="Search seeds.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--image-size", default=32, show_default=True, type=click.IntRange(16))
+@click.option(
+    "--images",
+    "sets",
+    multiple=True,
+    default=("digits",),
+    show_default=True,
+    callback=parse_sets,
+    help="digits (32 px), or NAME=FOLDER with one folder a class (64 px); may be repeated.",
+)
+@click.option("--repetitions", default=5, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--examples",
+    default=300,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images to train on, and as many to validate on; the rest is the test.",
+)
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(PRECISIONS))
+@click.option(
+    "--today-epochs",
+    default=TODAY_EPOCHS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of each run of the earlier search, whatever the params file says.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Runs side by side.  [default: all cores]")
+@click.option("--nice", default=0, show_default=True, type=click.IntRange(0, 19))
+@click.option(
+    "--limit-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Start no run after so long; those that are running end.",
+)
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".biotune/search_benchmark"))
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write them here.")
+@click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     params_file: Path,
-    seeds: int,
-    workers: int,
-    image_size: int,
+    sets: Sets,
+    repetitions: int,
+    examples: int,
+    precision: str,
+    today_epochs: int,
+    workers: int | None,
+    nice: int,
+    limit_seconds: float | None,
     work: Path,
-    json_file: Path | None,
+    report_file: Path | None,
 ) -> None:
-    """Compare searches with and without racing on digits, three training seeds each.
+    """Compare whole searches at equal CPU seconds, and print Markdown tables.
 
-    Population 6, generations 3, elites 2; all else as the params file says. It takes hours: seeds
-    that the JSON file holds already are not run again, so a run that was stopped goes on. With
-    other params, or another version of BioTune, name another file.
+    The work folder keeps images, runs, and one row an arm in rows.csv. The same command goes on
+    after it was stopped or killed; only the runs in flight are lost.
 
     \b
     Examples:
-      python benchmarks/search.py
-      python benchmarks/search.py --seeds 2 --json search.json
+      python -m benchmarks.search
+      python -m benchmarks.search --images digits --images flowers=FOLDER --report search.md
+      python -m benchmarks.search --limit-seconds 3600 --nice 19
+      python -m benchmarks.search --repetitions 0        # the report of what is there
     """
     params = load_params(params_file)
-    small = {"population": 6, "generations": 3, "elites": 2, "training_seeds": [0, 1, 2]}
-    params = params.model_copy(update={"search": params.search.model_copy(update=small)})
-    prepared = work / f"digits{image_size}"
-    if not prepared.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        prepare_digits(prepared, image_size, 300)
-    rows: list[dict[str, Any]] = []
-    if json_file is not None and json_file.exists():
-        stored = json.loads(json_file.read_text())["searches"]
-        rows = [row for row in stored if row["seed"] < seeds]
-    missing = sorted(set(range(seeds)) - {row["seed"] for row in rows})
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=start_worker, initargs=(params, prepared)
-    ) as pool:
-        waiting = [pool.submit(run_seed, seed) for seed in missing]
-        for future in tqdm(as_completed(waiting), total=len(missing), unit="seed"):
-            rows += future.result()
-            if json_file is not None:
-                json_file.write_text(json.dumps({"searches": rows}, indent=1) + "\n")
-    summary = summarise(rows)
-    print_tables(rows, summary)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"summary": summary, "searches": rows}, indent=1) + "\n")
+    if params.search.folds > 1 or not params.search.seed_recipes:
+        raise click.UsageError(
+            f"{params_file}: arms can be compared with search.folds: 1 and search.seed_recipes: "
+            "true alone"
+        )
+    setting = Setting(
+        params=params,
+        examples=examples,
+        precision=precision,
+        today_epochs=today_epochs,
+        workers=resolve_workers(workers or "auto", "cpu"),
+        nice=nice,
+        work=work,
+        end=time.monotonic() + (limit_seconds or float("inf")),
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            setting.check_folder(sets)
+            rows = Table(work / "rows.csv", COLUMNS)
+            _follow(setting, sets, repetitions, rows)
+    except Timeout as error:
+        raise click.UsageError(f"another benchmark is using {work}: wait for it") from error
+    if not rows.rows:
+        return
+    head = f"Machine: {one_line(describe_machine())}\n\n"
+    text = head + report([Row.from_row(row) for row in rows.rows])
+    click.echo(text)
+    if report_file is not None:
+        report_file.write_text(text, encoding="utf-8")
+
+
+def _follow(setting: Setting, sets: Sets, repetitions: int, rows: Table) -> None:
+    """Run what is missing, and say each arm when it is there."""
+    try:
+        for row in setting.run(sets, repetitions, rows):
+            found = row.found
+            click.echo(
+                f"{row.images} {row.repetition}, {row.arm}: {found.origin}, generation "
+                f"{found.generation}, confirmed {found.confirmed:.4f}, test "
+                f"{row.test.balanced_accuracy:.4f}; {found.evolution_seconds:.0f} + "
+                f"{found.confirmation_seconds:.0f} CPU s"
+            )
+    except OutOfTime as error:
+        click.echo(f"The time is over: {error}. The same command goes on.")
 
 
 if __name__ == "__main__":

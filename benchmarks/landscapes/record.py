@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 from tqdm import tqdm
 
+from benchmarks.held_out import scores_on_test
 from benchmarks.landscapes.plans import Landscape, Run
 from benchmarks.landscapes.recording import RecordedRun, Recording, open_recording
 from benchmarks.reporting import PRECISIONS, compute_of, describe_machine, one_line
+from benchmarks.trainers import start_worker, timed, trainer
 from biotune.data import PreparedImages
 from biotune.finetuning.backbones import block_sizes
-from biotune.finetuning.fitness import Trainer
 from biotune.finetuning.hardware import instruction_set
-from biotune.finetuning.metrics import validation_scores
-from biotune.finetuning.training import TrainingSettings, predict_probabilities
+from biotune.finetuning.training import TrainingSettings
 from pipeline.trials.code_version import code_hash
 from pipeline.trials.side_by_side import resolve_workers
-from pipeline.trials.worker import TrainerSetup, start_trainer
+from pipeline.trials.worker import TrainerSetup
 
 CACHE_BYTES = 1_000_000_000
 """Of each worker, for the features of frozen prefixes."""
@@ -34,36 +31,20 @@ CACHE_BYTES = 1_000_000_000
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
-_trainer: Trainer
-
-
-def start_worker(setup: TrainerSetup, nice: int) -> None:
-    """Build the network of this process, which leaves with its recorder, however that ends."""
-    global _trainer
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    os.nice(nice)
-    _trainer = start_trainer(setup)
-
-
-def _leave_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
 
 def train(run: Run, made_by: dict[str, str]) -> RecordedRun:
     """Train in this process, and test what was best."""
-    begin = time.process_time()
-    result = _trainer.train(run.task, keep_best=True)
-    curve = replace(result.curve, seconds=time.process_time() - begin)
-    if result.best_state is None:
-        return RecordedRun(run, curve, None, None, made_by)
-    _trainer.backbone.network.load_state_dict(result.best_state)
-    test = _trainer.subset("test")
-    probabilities = predict_probabilities(_trainer.backbone, test, _trainer.compute)
-    score, _ = validation_scores(probabilities, test.labels[test.indices])
-    return RecordedRun(run, curve, curve.best_epoch, score, made_by)
+    result = timed(run.task, keep_best=True)
+    scores = scores_on_test(result, trainer())
+    if scores is None:
+        return RecordedRun(run, result.curve, None, None, made_by)
+    return RecordedRun(
+        run=run,
+        curve=result.curve,
+        best_epoch=result.curve.best_epoch,
+        test_score=scores.balanced_accuracy,
+        made_by=made_by,
+    )
 
 
 def record(

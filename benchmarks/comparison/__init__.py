@@ -1,0 +1,1 @@
+"""Whole real searches at equal CPU seconds: their arms, what is kept of them, and the report."""
