@@ -15,6 +15,7 @@ from typing import Protocol
 import cmaes  # type: ignore[import-untyped]
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.checks import check_fitness
@@ -144,13 +145,16 @@ class RandomSampler:
 
 
 class TPESampler:
-    """Optuna's tree-structured Parzen estimator, of all genes together."""
+    """Optuna's tree-structured Parzen estimator, of all genes together, from the first proposal
+    after three on: chosen as CMA-ES's settings were, against ten."""
 
     def __init__(self, blocks: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+            sampler = optuna.samplers.TPESampler(
+                multivariate=True, constant_liar=True, n_startup_trials=3, seed=seed
+            )
         self._study = optuna.create_study(sampler=sampler)
         uniform = optuna.distributions.FloatDistribution(0, 1)
         self._genes = {str(gene): uniform for gene in range(blocks + 1)}
@@ -174,31 +178,27 @@ class TPESampler:
 
 
 class CMAESSampler:
-    """CMA-ES with clipped genes; it begins at the best genome that was told before it is asked."""
+    """CMA-ES with clipped genes. It learns from its own proposals alone.
+
+    Where it begins, how wide and how large a generation is were chosen for the least regret on
+    recorded landscapes (replicates 1000 to 1059; the mean of all genes or the best recipe, .15 or
+    .3, 6 or 11).
+    """
 
     def __init__(self, blocks: int, seed: int) -> None:
-        self._size, self._seed = blocks + 1, seed
-        self._first: list[tuple[float, Genome]] = []
-        self._search: cmaes.CMA | None = None
-        self._asked: dict[Genome, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
-        self._told: list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float]] = []
+        self._search = cmaes.CMA(np.full(blocks + 1, 0.5), 0.3, seed=seed, population_size=6)
+        self._asked: dict[Genome, NDArray[np.float64]] = {}
+        self._told: list[tuple[NDArray[np.float64], float]] = []
 
     def ask(self) -> Genome:
-        if self._search is None:
-            first = sorted(self._first, key=lambda told: told[0])
-            mean = first[0][1].genes if first else np.full(self._size, 0.5)
-            self._search = cmaes.CMA(mean, 0.3, seed=self._seed)
         genes = self._search.ask()
         genome = Genome.from_genes(np.clip(genes, 0, 1))
         self._asked[genome] = genes
         return genome
 
     def tell(self, genome: Genome, fitness: float) -> None:
-        genes = self._asked.pop(genome, None)
-        if genes is None or self._search is None:
-            self._first.append((fitness, genome))
-            return
-        self._told.append((genes, fitness))
+        if genome in self._asked:
+            self._told.append((self._asked.pop(genome), fitness))
         if len(self._told) == self._search.population_size:
             self._search.tell(self._told)
             self._told = []

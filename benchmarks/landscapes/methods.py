@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from benchmarks.landscapes.simulator import SimulatedRuns
-from benchmarks.rivals import SAMPLERS, Rival
+from benchmarks.rivals import BATCH, SAMPLERS, Rival
 from biotune.evolution.protocol import Optimizer
 from pipeline.evolving.confirmation import confirm, contenders
 from pipeline.evolving.loop import SearchResult, evolve, new_search, search_result
@@ -43,13 +43,18 @@ def rival(name: str) -> Method:
     def search(
         section: SearchParams, blocks: Sequence[str], runs: SimulatedRuns, seconds: float
     ) -> SearchResult:
+        def over() -> bool:
+            """Whether the budget is nearer than it would be after another batch."""
+            spent, done = runs.workers.cpu_seconds, runs.workers.runs
+            return spent + 0.5 * BATCH * spent / done >= seconds
+
         sampler = SAMPLERS[name](len(blocks), section.seed)
         optimizer = Rival(
             name,
             sampler,
             blocks,
             recipes_first=section.population // 2,
-            over=lambda: runs.workers.cpu_seconds >= seconds,
+            over=over,
         )
         return searched(optimizer, section, blocks, runs)
 
