@@ -15,7 +15,6 @@ from benchmarks.landscapes.surrogate import (
     Prediction,
     Recorded,
     Surrogate,
-    log_odds,
     score_of,
 )
 from biotune.evolution.genome import decode, encode
@@ -106,17 +105,8 @@ class SimulatedLandscape:
         return whole.raced(task.must_reach)
 
     def _predict(self, plan: FineTunePlan) -> Prediction:
-        """What is expected of a plan, whatever the division.
-
-        The recorded validation images are one draw, which favours some kinds of plans for good (on
-        flowers slow late blocks, by five points). So their curves are moved to where the test
-        images, which are more, put the best epoch. What is taken away is drawn anew for each
-        division: see ``SHARES`` in :mod:`~benchmarks.landscapes.noise`.
-        """
         if plan not in self._predicted:
-            raw = self._surrogate.predict([plan])
-            shift = log_odds(raw.test) - raw.odds.max(axis=1)
-            self._predicted[plan] = replace(raw, odds=raw.odds + shift[:, None])
+            self._predicted[plan] = self._surrogate.predict([plan])
         return self._predicted[plan]
 
     def _check(self, task: TrainingTask) -> None:
