@@ -202,12 +202,14 @@ class BioTune:
     def standing_elites(self) -> list[Candidate]:
         """The elites that the candidates asked for now compete with.
 
-        None while the initial population, or the scan before it, is scored: the recipes are in it,
-        which all must be held against. With several folds, they may still have the score of
-        another fold; see :attr:`Candidate.fold`.
+        While the initial population is scored these are the best of the scan, and none while the
+        scan is, or without one. With several folds, they may still have the score of another fold;
+        see :attr:`Candidate.fold`.
         """
+        if not self._ranking:
+            return [member.candidate for member in by_rank(self._scan)[: self.elites]]
         standing = self._ranking if self._exploiting else self._next_ranking
-        return [member.candidate for member in standing[: self.elites]] if self._ranking else []
+        return [member.candidate for member in standing[: self.elites]]
 
     @property
     def history(self) -> list[Candidate]:

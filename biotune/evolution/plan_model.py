@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-FROZEN_SCALES: Final = (1.0, 1.5, 2.2, 3.3, 5.0)
+FROZEN_SCALES: Final = (1.0, 2.0, 4.0)
 """Length scales of what is trained; plans that differ in d blocks are √d apart."""
 
-RATE_SCALES: Final = (0.3, 0.6, 1.0, 1.7, 3.0)
+RATE_SCALES: Final = (0.3, 0.6, 1.2, 2.4)
 """Length scales of the rates; powers of ten, Euclidean over the blocks."""
 
 NOISE_SHARES: Final = (1e-4, 0.01, 0.05, 0.2, 0.6)
