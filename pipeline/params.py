@@ -202,9 +202,10 @@ class SearchParams(_Training):
     best plan that was not trained"""
     racing: bool = True
     """what is hopeless gets no more seeds and epochs"""
-    confirm_top_k: Count = 3
-    """these and the best recipe are trained on five fresh seeds, with racing the best of them
-    alone; a plan wins if it leads the recipe by more than a standard error"""
+    confirm_top_k: Count = 6
+    """these and the best recipe are trained on five fresh seeds; with racing the plans get one
+    after another, and the worse half is dropped each time; a plan wins if it leads the recipe by
+    more than a standard error"""
     confirm_on: Literal["resampled", "validation"] = "resampled"
     """resampled: train and validation divided anew; validation: as they are"""
 

@@ -28,6 +28,12 @@ FIRST_SEEDS = 2
 the recipe gets more if it does not lead."""
 
 
+def recipe_of(candidate: Candidate) -> str | None:
+    """Name of the recipe that a candidate is; what the scan trained was none."""
+    kind, _, name = candidate.origin.partition(":")
+    return name if kind == "recipe" else None
+
+
 @dataclass(frozen=True)
 class Confirmation:
     """A candidate's score from fresh seeds, and fresh divisions of the images.
@@ -47,7 +53,7 @@ class Confirmation:
     @property
     def name(self) -> str:
         """The recipe's, or the number of another candidate."""
-        return self.candidate.recipe or f"candidate {self.candidate.id}"
+        return recipe_of(self.candidate) or f"candidate {self.candidate.id}"
 
     @property
     def plan(self) -> FineTunePlan:
@@ -90,7 +96,7 @@ def confirm(
     for candidate in search.ranked:
         if candidate.finished:
             best_with.setdefault(candidate.plan, candidate)
-    recipe = next(candidate for candidate in search.ranked if candidate.recipe is not None)
+    recipe = next(candidate for candidate in search.ranked if recipe_of(candidate) is not None)
     plans = [c for c in list(best_with.values())[:top_k] if c.plan != recipe.plan]
     stand = _Confirming(recipe, settings, seeds, runs)
     stand.train(plans, FIRST_SEEDS)

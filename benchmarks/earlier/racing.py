@@ -177,7 +177,9 @@ def evolve(
         batch = {candidate.id: candidate for candidate in search.ask()}
         # By id: in the order in which they finished, sums would differ in their last bits.
         earlier = [told[key] for key in sorted(told)]
-        race = start_race(list(batch.values()), search.standing_elites, earlier, settings.epochs)
+        bred = any(candidate.generation for candidate in batch.values())
+        elites = search.standing_elites if bred else []  # the initial population ran in full
+        race = start_race(list(batch.values()), elites, earlier, settings.epochs)
         tasks = {
             key: TrainingTask(c.plan, seed, settings, must_reach=race.must_reach(c))
             for key, c in batch.items()

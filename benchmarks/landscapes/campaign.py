@@ -98,14 +98,8 @@ def run(experiment: Experiment, section: SearchParams) -> Row:
     runs = SimulatedRuns([landscape, *others], experiment.replicate)
     section = section.model_copy(update={"seed": experiment.replicate})
     method = METHODS[experiment.method]
-    result = method(section, landscape.blocks, runs, experiment.budget)
+    result, evolution = method(section, landscape.blocks, runs, experiment.budget)
     seconds = time.perf_counter() - begin
-    confirmation = sum(
-        run.curve.seconds
-        for confirmed in result.confirmations
-        for run in confirmed.runs
-        if not run.from_store
-    )
     truth = landscape.truth(result.winner.plan)
     return Row(
         landscape=landscape.name,
@@ -115,8 +109,8 @@ def run(experiment: Experiment, section: SearchParams) -> Row:
         regret=landscape.best_truth - truth,
         recipe_truth=landscape.truth(result.best_recipe.plan),
         winner=origin_of(result.winner),
-        evolution_seconds=runs.workers.cpu_seconds - confirmation,
-        confirmation_seconds=confirmation,
+        evolution_seconds=evolution,
+        confirmation_seconds=runs.workers.cpu_seconds - evolution,
         runs=runs.workers.runs,
         **whom_racing_stops(result, landscape, section.elites),
         seconds=seconds,

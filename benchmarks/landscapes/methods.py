@@ -2,37 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+from benchmarks.earlier import confirmation as earlier_confirmation
+from benchmarks.earlier import racing as earlier
 from benchmarks.landscapes.simulator import SimulatedRuns
 from benchmarks.rivals import BATCH, SAMPLERS, Rival
+from biotune.evolution import BioTune, Screening
 from biotune.evolution.protocol import Optimizer
-from pipeline.evolving.confirmation import confirm, contenders
-from pipeline.evolving.loop import SearchResult, evolve, new_search, search_result
+from biotune.plan import FineTunePlan
+from pipeline.evolving.confirmation import Confirmation, confirm, contenders
+from pipeline.evolving.loop import (
+    EvaluatedCandidate,
+    SearchResult,
+    evolve,
+    new_search,
+    search_result,
+)
 from pipeline.params import SearchParams
+from pipeline.trials.machine import training_settings
 
-Method = Callable[[SearchParams, Sequence[str], SimulatedRuns, float], SearchResult]
+ENDLESS: Final = 1000
+"""Generations that no budget is enough for."""
+
+Method = Callable[[SearchParams, Sequence[str], SimulatedRuns, float], tuple[SearchResult, float]]
 """From the ``search`` section (its seed is the replicate's), the blocks, the runs and CPU seconds
-that evolution may take to what was found; BioTune's methods take what they take."""
+that evolution may take to what was found, and the CPU seconds that evolution took. The screened
+search takes what it takes."""
 
 
 def searched(
     optimizer: Optimizer, section: SearchParams, blocks: Sequence[str], runs: SimulatedRuns
-) -> SearchResult:
+) -> tuple[SearchResult, float]:
     """What the search stage does with an optimizer."""
     evaluated = list(evolve(optimizer, section, runs))
+    seconds = runs.workers.cpu_seconds
     confirmed = list(confirm(contenders(optimizer, section, blocks), section, runs))
-    return search_result(evaluated, confirmed)
+    return search_result(evaluated, confirmed), seconds
 
 
-def biotune(**options: object) -> Method:
-    """The search as ``params.yaml`` describes it, with these values of the section instead."""
+def screened(settings: Mapping[str, Any] | None = None, **options: object) -> Method:
+    """The search as ``params.yaml`` describes it, with these values of the section instead.
+
+    Args:
+        settings: of the screening, instead of its own.
+    """
 
     def search(
         section: SearchParams, blocks: Sequence[str], runs: SimulatedRuns, seconds: float
-    ) -> SearchResult:
+    ) -> tuple[SearchResult, float]:
         changed = section.model_copy(update=options)
-        return searched(new_search(changed, blocks), changed, blocks, runs)
+        optimizer = new_search(changed, blocks)
+        if settings is not None:
+            optimizer.screening = Screening(**settings)
+        return searched(optimizer, changed, blocks, runs)
+
+    return search
+
+
+def today(generations: int) -> Method:
+    """The search of commit 4af523c, until its generations are over or the budget is spent."""
+
+    def search(
+        section: SearchParams, blocks: Sequence[str], runs: SimulatedRuns, seconds: float
+    ) -> tuple[SearchResult, float]:
+        settings = training_settings(section)
+        optimizer = BioTune(
+            blocks,
+            population=6,
+            elites=2,
+            generations=generations,
+            seed=section.seed,
+            surgical_scan=True,
+        )
+        plenty = generations < ENDLESS
+        told = earlier.evolve(
+            optimizer, 0, settings, runs, lambda: plenty or runs.workers.cpu_seconds < seconds
+        )
+        by_id = sorted(told, key=lambda candidate: candidate.id)
+        first: dict[FineTunePlan, int] = {}
+        evaluated = [
+            EvaluatedCandidate(
+                c, (), None if first.setdefault(c.plan, c.id) == c.id else first[c.plan]
+            )
+            for c in by_id
+        ]
+        spent = runs.workers.cpu_seconds
+        fresh = range(1, 1 + earlier_confirmation.CONFIRMATION_SEEDS)
+        winner, recipe = earlier_confirmation.confirm(optimizer, 3, settings, fresh, runs)
+        confirmed = [
+            Confirmation(c.name, c.plan, c.candidate, c.recipe, c.evaluation, tuple(c.runs))
+            for c in ([recipe] if winner is recipe else [winner, recipe])
+        ]
+        return search_result(evaluated, confirmed), spent
 
     return search
 
@@ -42,7 +105,7 @@ def rival(name: str) -> Method:
 
     def search(
         section: SearchParams, blocks: Sequence[str], runs: SimulatedRuns, seconds: float
-    ) -> SearchResult:
+    ) -> tuple[SearchResult, float]:
         def over() -> bool:
             """Whether the budget is nearer than it would be after another batch."""
             spent, done = runs.workers.cpu_seconds, runs.workers.runs
@@ -61,11 +124,21 @@ def rival(name: str) -> Method:
     return search
 
 
-REFERENCE = "today"
+REFERENCE = "screened"
 """The method that gives all others their budget, and that they are compared with."""
 
 METHODS: dict[str, Method] = {
-    REFERENCE: biotune(),
-    "full": biotune(racing=False),
+    REFERENCE: screened(),
+    "today": today(ENDLESS),
     **{name: rival(name) for name in SAMPLERS},
+    "today, 3 generations": today(3),
+    "screened, nobody stopped": screened(racing=False),
+    "screened, 2 generations": screened(generations=2),
+    "screened, each ranked by its score": screened({"ranks": False}),
+    "screened, κ = 0.5": screened({"optimism": 0.5}),
+    "screened, κ = 3": screened({"optimism": 3.0}),
+    "screened, 160 bred for each place": screened({"proposals": 160}),
+    "not screened": screened(screening=False),
 }
+"""By name; the second and the rivals have the reference's CPU seconds, the others take what they
+take."""

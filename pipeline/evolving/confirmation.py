@@ -29,9 +29,6 @@ CLEAR_LEAD = 1.0
 either may win, and nothing is lost; two of them gave away plans that were three points better,
 because full fine-tuning of few images varies so much (digits at 32 px)."""
 
-EVIDENCE = 3
-"""Training seeds, of the search and fresh ones, by which racing picks the one plan to confirm."""
-
 FIRST_SEEDS = 2
 """Fresh seeds after which racing gives no more to a plan that does not lead the recipe."""
 
@@ -40,7 +37,7 @@ FIRST_SEEDS = 2
 class Confirmation:
     """A plan's score from fresh seeds, and fresh divisions of the images: hardly a lucky one.
 
-    Where the search has one training seed, racing picks the plan by two of the five as well.
+    Racing has picked the plan by some of these seeds.
 
     Attributes:
         name: ``candidate 12``, or the recipe's name.
@@ -86,8 +83,15 @@ class Contender:
 
 
 def most_runs(params: SearchParams) -> int:
-    """How many runs confirming takes at most: the top k, and the recipe, which may be of them."""
-    return (params.confirm_top_k + 1) * CONFIRMATION_SEEDS
+    """How many runs confirming takes at most: of the top k and of the recipe."""
+    if not params.racing:
+        return (params.confirm_top_k + 1) * CONFIRMATION_SEEDS
+    runs, left, seeds = 2 * CONFIRMATION_SEEDS, params.confirm_top_k, 0
+    while left > 1:
+        seeds += 1
+        runs += seeds * (left - left // 2)
+        left //= 2
+    return runs
 
 
 def contenders(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -> list[Contender]:
@@ -117,9 +121,11 @@ def contenders(search: Optimizer, params: SearchParams, blocks: Sequence[str]) -
 def confirm(top: Sequence[Contender], params: SearchParams, runs: Runs) -> Iterator[Confirmation]:
     """Train contenders on fresh seeds, and yield each as soon as it needs no more.
 
-    With ``racing``, the best plan alone is confirmed, beside the recipe that it is held against.
-    Which is the best is decided by three seeds of each, of the search or fresh. If it does not lead
-    the recipe after two fresh seeds, neither gets more: it would hardly come to lead clearly.
+    With ``racing``, one plan alone is confirmed, beside the recipe that it is held against. The
+    plans get one fresh seed after another; after each, the worse half of them is dropped, by the
+    mean over seeds of the search and fresh ones ("successive halving": Jamieson and Talwalkar 2016,
+    arXiv 1502.07943). If the last does not lead the recipe after two fresh seeds, neither gets
+    more: it would hardly come to lead clearly.
 
     Args:
         top: the best recipe first; see :func:`contenders`.
@@ -131,14 +137,20 @@ def confirm(top: Sequence[Contender], params: SearchParams, runs: Runs) -> Itera
         yield from stand.train(top, CONFIRMATION_SEEDS)
         return
     recipe, *plans = top
-    stand.train_all(plans, max(0, EVIDENCE - len(params.training_seeds)))
-    going_on = [recipe, *sorted(plans, key=stand.judged)[:1]]
-    yield from (stand.done[plan] for plan in plans if plan in stand.done and plan not in going_on)
-    stand.train_all(going_on, FIRST_SEEDS)
-    leader = min(going_on, key=lambda contender: stand.done[contender].evaluation.rank_key)
+    seeds = 0
+    while len(plans) > 1:
+        seeds += 1
+        stand.train_all(plans, seeds)
+        plans.sort(key=stand.judged)
+        half = len(plans) // 2
+        yield from (stand.done[plan] for plan in plans[half:])
+        del plans[half:]
+    last = [recipe, *plans]
+    stand.train_all(last, max(seeds, FIRST_SEEDS))
+    leader = min(last, key=lambda contender: stand.done[contender].evaluation.rank_key)
     if leader != recipe:
-        stand.train_all([recipe, leader], CONFIRMATION_SEEDS)
-    yield from (stand.done[contender] for contender in going_on)
+        stand.train_all(last, CONFIRMATION_SEEDS)
+    yield from (stand.done[contender] for contender in last)
 
 
 @dataclass

@@ -1,21 +1,22 @@
 """What of a batch of candidates is trained, and when a candidate is done.
 
 With racing, a hopeless candidate gets no further seeds, and a hopeless run no further epochs. A
-candidate of a later generation has to beat an elite, or it changes nothing. What it needs is
-frozen before its batch is asked for, so neither order nor number of workers matters:
+candidate has to become an elite, or it changes little. What it needs is frozen before its batch is
+asked for, so neither order nor number of workers matters: what the worst elite is judged to be
+worth, which with screening is no lucky score; while the initial population is scored, the scan's.
 
 - *seeds*: the next training seed is only run while the optimistic bound of the candidate's fitness
   reaches what it needs. How far a mean of few seeds is from the mean of all is known from this
   search's own candidates.
-- *epochs*: a run stops when its curve would need a better end than the median of this search's own
+- *epochs*: a run stops when its curve would need a better end than all but few of this search's own
   good curves had.
 
-And no more candidates of a batch get further seeds than can change anything, by their first one:
-see :meth:`Race.deserve_all_seeds`. That is all that holds for the first generation, whose runs all
-go to their end.
+And no more candidates of a batch get further seeds than there are elites, by their first one. That
+is all that holds where there are no elites yet, whose runs all go to their end.
 
 A stopped candidate ranks after every finished one, and is not confirmed; only the best recipe is in
-any case. Its fitness, which the extinction factors take, is what it would probably have come to.
+any case. Its fitness, which the extinction factors and the screening's model take, is what it would
+probably have come to.
 """
 
 from __future__ import annotations
@@ -36,11 +37,8 @@ from pipeline.evolving.forecast import SMALLEST_ERROR, Forecast, forecast_after
 from pipeline.trials.runs import NextTasks, Runs, TrainingRun, at_once, follow
 
 SEED_OPTIMISM = 0.1
-"""Standard deviations that a mean of few seeds is granted to be too poor by.
-
-Chosen, with the median of the forecasts, on searches with other seeds than any benchmark's (100 and
-101; digits at 32 px, three training seeds, the surgical scan): against full searches these take 2.8
-times fewer CPU seconds; .25 and the .4 quantile take 2.4 times fewer and found nothing better."""
+"""Standard deviations that a mean of few seeds is granted to be too poor by. Of little effect: with
+.25, whole searches of three training seeds took the same CPU seconds and found nothing better."""
 
 EvaluatedRuns = tuple[Candidate, tuple[TrainingRun, ...], Evaluation]
 """A candidate that is done, its runs in the order of the training seeds, and its score."""
@@ -90,7 +88,7 @@ class Race:
 
     Attributes:
         full: what a candidate is trained in that is not stopped.
-        places: how many of a kind may get more seeds than the first.
+        places: how many of a batch may get more seeds than the first.
         needed: candidate id → fitness that it must reach; no entry for one that runs in full. Empty
             where nobody is held against anything: all compete for the places.
         seed_spread: standard deviation of the logarithm of one seed's error round its candidate's
@@ -117,7 +115,7 @@ class Race:
                 yield by_id[key], its_runs, self._evaluation(by_id[key], its_runs)
             else:
                 first[key] = its_runs
-        going_on = self.deserve_all_seeds(by_id, first)
+        going_on = self.deserve_all_seeds(first)
         for key in first:
             if key not in going_on:
                 yield by_id[key], first[key], self._evaluation(by_id[key], first[key])
@@ -126,29 +124,20 @@ class Race:
             its_runs = (*first[key], *later)
             yield by_id[key], its_runs, self._evaluation(by_id[key], its_runs)
 
-    def deserve_all_seeds(
-        self, batch: Mapping[int, Candidate], first: Mapping[int, Sequence[TrainingRun]]
-    ) -> set[int]:
+    def deserve_all_seeds(self, first: Mapping[int, Sequence[TrainingRun]]) -> set[int]:
         """Who of a batch may get more than its first training seed; all others are stopped.
 
-        No more than can change anything: of each elite's trials the best, of the offspring as many
-        as there are places; of the first generation, which has no elites to be held against, as
-        many, too.
+        As many as there are places, and those that run in full.
 
         Args:
-            batch: by id.
             first: candidate id → the run of its first seed; of those that have more seeds to come.
         """
         scores = {key: evaluate([run.curve for run in runs]) for key, runs in first.items()}
         finished = [key for key, score in scores.items() if score.outcome == "finished"]
         order = sorted(finished, key=lambda key: (scores[key].rank_key, key))
-        if not self.needed:
-            return set(order[: self.places])
-        raced = [key for key in order if key in self.needed]
-        trials = [key for key in raced if batch[key].role == "trial"]
-        best_of = {batch[key].parents[0]: key for key in reversed(trials)}
-        others = [key for key in raced if batch[key].role != "trial"]
-        return {*best_of.values(), *others[: self.places], *(first.keys() - self.needed.keys())}
+        raced = [key for key in order if not self.needed or key in self.needed]
+        whole = first.keys() - self.needed.keys() if self.needed else set()
+        return {*raced[: self.places], *whole}
 
     def enough(self, needed: float, trained: int) -> float:
         """The mean fitness of this many seeds that may still become ``needed`` over all seeds.
@@ -234,7 +223,7 @@ def start_race(
 
     Args:
         batch: candidates that are about to be trained, of one fold.
-        elites: those that stand now, best first; none while the first generation is scored.
+        elites: those that stand now, best first; none before anything is told.
         told: every candidate that was told before, with its runs.
         full: what a candidate is trained in that is not stopped.
         places: how many elites there are.
@@ -246,14 +235,12 @@ def start_race(
         later = any(candidate.generation for candidate in batch)
         # One more than there are elites: the best of those that are not elites breeds, too.
         return Race(full, len(batch) if later else places + 1)
-    fitness = {elite.id: elite.fitness for elite in elites}
+    worst = max(elite.fitness for elite in elites)
     in_full = {candidate.plan for candidate, _ in whole}  # costs nothing once more
     ended = {run.task: run.curve for _, runs in of_fold for run in runs}
     finished = [curve for curve in ended.values() if curve.outcome == "finished"]
     needed = {
-        candidate.id: fitness.get(candidate.parents[0], math.inf)
-        if candidate.role == "trial"
-        else max(fitness.values())
+        candidate.id: worst
         for candidate in batch
         if candidate.role != "rescore" and candidate.plan not in in_full
     }
