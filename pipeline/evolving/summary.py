@@ -38,7 +38,7 @@ class EvolutionSummary:
         gain = self.expected_gain_left
         return (
             f"Where the winner came from: {self.winner_origin}.",
-            f"Bred: {self.bred} candidates, {self.bred_elites} of which became elites.",
+            f"Bred: {self.bred} candidates; elites among them: {self.bred_elites}.",
             "Left to gain: unknown, because search.screening is off."
             if gain is None
             else f"Left to gain: {_points(gain)}, expected of the best plan that was not trained.",
@@ -88,12 +88,12 @@ def winner_origin(name: str, first: Candidate | None, candidates: Sequence[Candi
         return f"recipe {first.recipe}{later}"
     if kind == "scan":
         return f"scan, {first.recipe}"
+    if not first.parents:
+        return f"{kind} in generation {first.generation}"
     parents = _named(first.parents, candidates)
-    if kind in BRED:
-        return f"bred in generation {first.generation}, of {parents}, by {BRED[kind]}"
     if kind == "combination":
         return f"combination of {parents}"
-    return f"{kind} in generation {first.generation}"
+    return f"bred in generation {first.generation}, of {parents}, by {BRED[kind]}"
 
 
 def count_bred(candidates: Sequence[Candidate], elite_ids: Collection[int]) -> tuple[int, int]:
