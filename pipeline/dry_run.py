@@ -126,6 +126,7 @@ def search(params: Params, prepared: Path) -> None:
     candidates = new_search(section, tuple(sizes)).planned_evaluations
     seeds, confirmed = len(section.training_seeds), most_runs(section)
     runs = candidates * seeds
+    may_end_early = section.screening and section.min_expected_gain > 0
     per_run = {split: expected.count(split) / section.folds for split in ("train", "validation")}
     whole = {split: float(expected.count(split)) for split in ("train", "validation")}
     cost, rows = _cost(params, section, expected)
@@ -133,7 +134,7 @@ def search(params: Params, prepared: Path) -> None:
     rows = [
         ("images", _images(expected)),
         ("blocks", str(len(sizes))),
-        ("candidates", f"{candidates} x {seeds} seeds"),
+        ("candidates", f"{'at most ' * may_end_early}{candidates} x {seeds} seeds"),
         ("confirmation", f"at most {confirmed} runs"),
         ("runs", f"at most {runs + confirmed}, of at most {section.epochs} epochs"),
         *rows,

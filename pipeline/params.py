@@ -217,6 +217,15 @@ class SearchParams(_Training):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_a_model_expects_a_gain(self) -> Self:
+        if self.min_expected_gain and not self.screening:
+            raise ValueError(
+                f"min_expected_gain needs screening: true, or must be 0, got "
+                f"{self.min_expected_gain:g} with screening: false"
+            )
+        return self
+
 
 class FinetuneParams(_Training):
     """The final training of the winner and of the best recipe."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.evolving.loop import (
     new_search,
     search_result,
 )
+from pipeline.evolving.summary import EvolutionSummary, early_end, evolution_summary
 from pipeline.params import Params, SearchParams
 from pipeline.reporting.console import percent, print_plan, print_table
 from pipeline.reporting.plots import search_figures
@@ -74,15 +75,21 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
         _Progress(section, sum(sizes.values()), tracked, optimizer.planned_evaluations) as progress,
     ):
         evaluated = [progress.show(told) for told in evolve(optimizer, section, runs)]
+        if reason := early_end(optimizer):
+            progress.end_early(reason, len(evaluated))
         chosen = contenders(optimizer, section, blocks)
         confirmed = [progress.confirm(plan) for plan in confirm(chosen, section, runs)]
         result = search_result(evaluated, confirmed)
-        headline = _headline(result, sum(sizes.values()))
-        evaluations = _write(result, files, sum(sizes.values()), headline, shop.compute)
+        summary = evolution_summary(optimizer, result)
+        headline = _headline(result, summary, sum(sizes.values()))
+        evaluations = _evaluations(result, sum(sizes.values()), optimizer.elite_ids)
+        _write(result, files, sum(sizes.values()), evaluations, headline, shop.compute)
         tracked.metrics(headline)
+        tracked.tags({"biotune.winner_origin": summary.winner_origin})
         tracked.artifacts([files.best_plan, files.evaluations, files.confirmations])
         tracked.figures(lambda: search_figures(evaluations))
     _print_summary(result, sizes, section, headline)
+    print("\n".join(summary.lines()))
     for attempt in runs.attempts:
         task = attempt.task
         print(f"Tried again: seed {task.seed} of {task.plan}, because of {attempt.reason}")
@@ -115,6 +122,11 @@ class _Progress:
         self._count(len(told.runs), len(self.section.training_seeds))
         return told
 
+    def end_early(self, reason: str, evaluated: int) -> None:
+        self._count(0, (self.candidates - evaluated) * len(self.section.training_seeds))
+        self.bar.write(reason)
+        self.tracked.tags({"biotune.early_end": reason})
+
     def confirm(self, plan: Confirmation) -> Confirmation:
         self._count(len(plan.runs), CONFIRMATION_SEEDS)
         accuracy = percent(1 - plan.evaluation.fitness, 2)
@@ -123,31 +135,39 @@ class _Progress:
         return plan
 
     def _count(self, done: int, planned: int) -> None:
-        """Runs that racing saved are no longer to come."""
+        """Runs that racing or an early end saved are no longer to come."""
         self.planned -= planned - done
         self.bar.total = self.planned
         self.bar.update(done)
+
+
+def _evaluations(
+    result: SearchResult, total: int, elite_ids: Container[int]
+) -> list[dict[str, Any]]:
+    """The rows of ``evaluations.csv``; who was an elite is not known before a generation ends."""
+    return [
+        {**evaluation_row(told, total), "elite": told.candidate.id in elite_ids}
+        for told in result.evaluated
+    ]
 
 
 def _write(
     result: SearchResult,
     files: SearchFiles,
     total: int,
-    headline: Mapping[str, float],
+    evaluations: list[dict[str, Any]],
+    headline: Mapping[str, Any],
     compute: Compute,
-) -> list[dict[str, Any]]:
-    """Write all files; the rows of ``evaluations.csv``."""
-    evaluations = [evaluation_row(told, total) for told in result.evaluated]
+) -> None:
     write_csv(files.evaluations, evaluations, list(evaluations[0]))
     confirmations = [confirmation_row(plan, total) for plan in result.confirmations]
     write_csv(files.confirmations, confirmations, list(confirmations[0]))
     write_json(files.metrics, headline)
     write_best_plan(files.best_plan, result, compute)
-    return evaluations
 
 
-def _headline(result: SearchResult, total: int) -> dict[str, float]:
-    """The figures that sum up a search, confirmed on fresh seeds."""
+def _headline(result: SearchResult, summary: EvolutionSummary, total: int) -> dict[str, Any]:
+    """The figures that sum up a search, the winner's confirmed on fresh seeds; flat, for DVC."""
     winner = result.winner.evaluation
     return {
         "fitness": winner.fitness,
@@ -159,6 +179,7 @@ def _headline(result: SearchResult, total: int) -> dict[str, float]:
         "stopped": sum(_is_stopped(told) for told in result.evaluated),
         "runs": sum(len(told.runs) for told in result.evaluated),
         "epochs": sum(told.epochs for told in result.evaluated),
+        **asdict(summary),
     }
 
 
@@ -170,7 +191,7 @@ def _print_summary(
     result: SearchResult,
     sizes: dict[str, int],
     section: SearchParams,
-    headline: Mapping[str, float],
+    headline: Mapping[str, Any],
 ) -> None:
     planned = len(result.evaluated) * len(section.training_seeds)
     print(

@@ -7,7 +7,7 @@ whoever trained it first: arms share computations, and no costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +18,7 @@ from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.evolving.confirmation import Confirmation, Contender, confirm, contenders
 from pipeline.evolving.loop import evolve, new_search, search_result
+from pipeline.evolving.summary import BRED, count_bred, first_with
 from pipeline.params import SearchParams
 from pipeline.trials.machine import training_settings
 from pipeline.trials.runs import Runs, TrainingRun
@@ -93,12 +94,11 @@ class Found:
     Attributes:
         plan: the winner's.
         origin: as of :class:`~biotune.evolution.Candidate`.
-        generation: in which the winner was proposed; 0 of what was not bred.
+        generation: in which the winner was bred; 0 of what was not.
         confirmed, recipe_confirmed: validation score of the winner and of the best recipe, from
             fresh seeds.
         candidates: how many were scored.
-        bred_elites: how many of generation 1 or later were among the elites when a generation
-            ended, each plan once.
+        bred_elites: how many bred plans were among the elites when a generation ended.
         evolution_seconds, confirmation_seconds: CPU seconds of the training runs.
     """
 
@@ -121,8 +121,7 @@ def screened(comparison: Comparison, runs: ChargedRuns) -> Found:
     evolution = runs.seconds
     confirmed = list(confirm(contenders(search, section, blocks), section, runs))
     result = search_result(evaluated, confirmed)
-    told = [evaluated.candidate for evaluated in result.evaluated]
-    return _found(result.winner, result.best_recipe, told, section.elites, evolution, runs)
+    return _found(result.winner, result.best_recipe, search, evolution, runs)
 
 
 def today(comparison: Comparison, runs: ChargedRuns) -> Found:
@@ -152,7 +151,7 @@ def today(comparison: Comparison, runs: ChargedRuns) -> Found:
     evolution = runs.seconds
     fresh = range(1, 1 + earlier_confirmation.CONFIRMATION_SEEDS)
     winner, recipe = earlier_confirmation.confirm(search, TODAY_TOP, settings, fresh, runs)
-    return _found(winner, recipe, search.history, TODAY_ELITES, evolution, runs)
+    return _found(winner, recipe, search, evolution, runs)
 
 
 def generation_0(comparison: Comparison, runs: ChargedRuns) -> Found:
@@ -194,9 +193,7 @@ def generation_0(comparison: Comparison, runs: ChargedRuns) -> Found:
     chosen_for_confirmation = [_contender(recipe, True), *(_contender(c, False) for c in top)]
     confirmed = list(confirm(chosen_for_confirmation, section, runs))
     result = search_result([], confirmed)
-    return _found(
-        result.winner, result.best_recipe, search.history, section.elites, evolution, runs
-    )
+    return _found(result.winner, result.best_recipe, search, evolution, runs)
 
 
 def best_recipe(comparison: Comparison, runs: ChargedRuns) -> Found:
@@ -220,7 +217,7 @@ def best_recipe(comparison: Comparison, runs: ChargedRuns) -> Found:
     in_full = section.model_copy(update={"racing": False})
     confirmed = list(confirm(top[:CONFIRMED_RECIPES], in_full, runs))
     winner = search_result([], confirmed).confirmations[0]
-    found = _found(winner, winner, [], 0, evolution, runs)
+    found = _found(winner, winner, None, evolution, runs)
     return replace(found, candidates=len(names))
 
 
@@ -233,43 +230,24 @@ ARMS: Final[dict[str, Callable[[Comparison, ChargedRuns], Found]]] = {
 """In the order in which they are run: the first decides the budget of the others."""
 
 
-def bred_elites(candidates: Iterable[Candidate], elites: int) -> int:
-    """How many candidates of generation 1 or later were an elite when a generation ended.
-
-    Args:
-        candidates: all of a search, told.
-        elites: how many there are at a time, by score, of different plans.
-    """
-    ranking: dict[FineTunePlan, Candidate] = {}
-    for candidate in sorted(candidates, key=lambda candidate: candidate.rank_key):
-        if candidate.finished:
-            ranking.setdefault(candidate.plan, candidate)
-    last = max((candidate.generation for candidate in ranking.values()), default=0)
-    bred: set[int] = set()
-    for generation in range(1, last + 1):
-        so_far = [c for c in ranking.values() if c.generation <= generation]
-        bred |= {candidate.id for candidate in so_far[:elites] if candidate.generation}
-    return len(bred)
-
-
 def _found(
     winner: Confirmation | earlier_confirmation.Confirmation,
     recipe: Confirmation | earlier_confirmation.Confirmation,
-    told: Sequence[Candidate],
-    elites: int,
+    search: BioTune | None,
     evolution: float,
     runs: ChargedRuns,
 ) -> Found:
     """What an arm found, whose evolution took so many of the seconds that its runs took."""
-    candidate = winner.candidate
+    told, elite_ids = (search.history, search.elite_ids) if search else ([], set())
+    first = first_with(winner.plan, told)
     return Found(
         plan=winner.plan,
-        origin=candidate.origin if candidate else f"recipe:{winner.name}",
-        generation=candidate.generation if candidate else 0,
+        origin=first.origin if first else f"recipe:{winner.name}",
+        generation=first.generation if first and first.origin in BRED else 0,
         confirmed=1 - winner.evaluation.fitness,
         recipe_confirmed=1 - recipe.evaluation.fitness,
         candidates=len(told),
-        bred_elites=bred_elites(told, elites),
+        bred_elites=count_bred(told, elite_ids)[1],
         evolution_seconds=evolution,
         confirmation_seconds=runs.seconds - evolution,
     )

@@ -75,6 +75,7 @@ class BioTune:
 
     Attributes:
         expected_gain: what the model expected so, after the last generation; None without one.
+        elite_ids: of all candidates that were among the elites when a generation was ranked.
 
     Raises:
         ValueError: for settings outside these ranges.
@@ -125,6 +126,7 @@ class BioTune:
         self.surgical_scan = surgical_scan
         self.screening = screening
         self.expected_gain: float | None = None
+        self.elite_ids: set[int] = set()
 
         self._rng = np.random.default_rng(seed)
         self._candidates: dict[int, Candidate] = {}
@@ -285,6 +287,7 @@ class BioTune:
             scanned = judged_members(self._scan, screen)
             members = by_rank(members + scanned)[: self.population]
         self._ranking = ranked_population(judged_members(members, screen))
+        self.elite_ids |= {member.candidate.id for member in self._ranking[: self.elites]}
         self.expected_gain = screen.expected_gain(self._outlook())
         if self._generation < self.generations and not self._gains_too_little:
             self._generation += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -20,7 +20,6 @@ from benchmarks.comparison.arms import (
     ChargedRuns,
     Comparison,
     Found,
-    bred_elites,
 )
 from benchmarks.comparison.repetition import Repetition
 from benchmarks.comparison.report import Difference, difference, report
@@ -28,7 +27,7 @@ from benchmarks.comparison.rows import COLUMNS, MADE_BY, TESTED, Row, Table
 from benchmarks.held_out import TEST_SEEDS, HeldOutScores
 from benchmarks.search import main
 from benchmarks.trainers import OutOfTime, TrainingProcesses
-from biotune.evolution import Candidate, Evaluation, FineTunePlan, Genome, decode, recipe_grid
+from biotune.evolution import FineTunePlan, decode, recipe_grid
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from pipeline.params import SearchParams
@@ -319,37 +318,6 @@ def test_a_row_is_read_as_it_was_written() -> None:
     written = {name: str(value) for name, value in ROWS[1].to_row().items()}
     assert tuple(written) == COLUMNS
     assert Row.from_row(written) == ROWS[1]
-
-
-def candidate(number: int, fitness: float, generation: int, rate: float) -> Candidate:
-    return Candidate(
-        id=number,
-        genome=Genome([0.5, 0.5], 0.1),
-        plan=FineTunePlan({"stem": rate, "head": 1.0}),
-        origin="random",
-        parents=(),
-        generation=generation,
-        fold=0,
-        evaluation=Evaluation(fitness, outcome="stopped" if fitness < 0 else "finished"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("bred", "elites"),
-    [
-        ([(0.25, 1, 5.0), (0.15, 2, 6.0)], 2),  # each in its own generation
-        ([(0.25, 2, 5.0), (0.15, 1, 6.0)], 1),  # the first is beaten before it is born
-        ([(-1.0, 1, 5.0), (0.35, 1, 6.0)], 0),  # stopped, and not good enough
-        ([(0.1, 1, 1.0), (0.1, 2, 1.0)], 0),  # of a plan that was there
-    ],
-)
-def test_bred_elites_are_counted_when_a_generation_ends(
-    bred: Sequence[tuple[float, int, float]], elites: int
-) -> None:
-    founders = [candidate(0, 0.1, 0, 1.0), candidate(1, 0.3, 0, 2.0)]
-    told = [*founders, *(candidate(2 + n, *of) for n, of in enumerate(bred))]
-    assert bred_elites(told, 2) == elites
-    assert bred_elites(reversed(told), 2) == elites
 
 
 def invoke(*arguments: str) -> str:

@@ -64,6 +64,10 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
         ({"search__training_seeds": [1, 1]}, "search.training_seeds: each seed may occur once"),
         ({"search__training_seeds": [0, -1]}, "search.training_seeds.1: Input should be greater"),
         ({"search__elites": 6}, "search: elites must be fewer than population (6), got 6"),
+        (
+            {"search__min_expected_gain": 0.001, "search__screening": False},
+            "search: min_expected_gain needs screening: true, or must be 0, got 0.001",
+        ),
         ({"search__seed_recipes": "yes"}, "search.seed_recipes: Input should be a valid boolean"),
         ({"search__racing": "epochs"}, "search.racing: Input should be a valid boolean"),
         ({"search__folds": 0}, "search.folds: Input should be greater than or equal to 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
+from biotune.evolution import BioTune
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
@@ -101,9 +102,11 @@ def whole_search(
     params: SearchParams,
     runs: Runs,
     blocks: tuple[str, ...] = BLOCKS,
+    search: BioTune | None = None,
 ) -> SearchResult:
-    """A search and its confirmation, as the search stage does them."""
-    search = new_search(params, blocks)
+    """A search and its confirmation, as the search stage does them; a new search if none is
+    given."""
+    search = search or new_search(params, blocks)
     evaluated = list(evolve(search, params, runs))
     confirmed = list(confirm(contenders(search, params, blocks), params, runs))
     return search_result(evaluated, confirmed)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from biotune.evolution import Genome, decode
 from biotune.plan import FineTunePlan
+from pipeline.tracking.database import own_database
 from stages.search import main
 from tests.stages.conftest import Pipeline
-from tests.tiny import BLOCKS, write_tiny_params
+from tests.tiny import BLOCKS, PICTURES, write_tiny_params
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -66,6 +69,61 @@ def test_there_is_a_row_for_every_candidate(pipeline: Pipeline) -> None:
         }
         genome = Genome(importances, float(row["threshold"]))
         assert decode(genome, tuple(multipliers)) == FineTunePlan(multipliers)
+
+
+def test_where_the_winner_came_from_and_who_was_an_elite_is_printed_tracked_and_written(
+    pipeline: Pipeline,
+) -> None:
+    metrics = json.loads((pipeline.artifacts / "search/metrics.json").read_text())
+    printed = " ".join(pipeline.results["search"].output.split())
+    assert f"Where the winner came from: {metrics['winner_origin']}." in printed
+    bred_elites = metrics["bred_elites"]
+    assert f"Bred: {metrics['bred']} candidates; elites among them: {bred_elites}." in printed
+    assert f"Left to gain: {100 * metrics['expected_gain_left']:.2f} points" in printed
+
+    table = rows(pipeline.artifacts / "search/evaluations.csv")
+    bred = [row for row in table if row["origin"] in {"exploitation", "offspring"}]
+    assert metrics["bred"] == len(bred)
+    assert bred_elites == sum(row["elite"] == "True" for row in bred)
+    assert {row["elite"] for row in table} == {"True", "False"}
+
+    client = MlflowClient(own_database(pipeline.folder / "home"))
+    (experiment,) = client.search_experiments(filter_string="name = 'biotune'")
+    (run,) = client.search_runs(
+        [experiment.experiment_id], "tags.`mlflow.runName` = 'search'", max_results=10
+    )
+    assert run.data.tags["biotune.winner_origin"] == metrics["winner_origin"]
+    assert "biotune.early_end" not in run.data.tags
+    for name in ("winner_generation", "bred", "bred_elites", "expected_gain_left"):
+        assert run.data.metrics[name] == metrics[name]
+
+
+def test_a_search_that_ends_early_says_so_and_expects_no_more_runs(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    params = write_tiny_params(tmp_path / "my.yaml", **PICTURES, search__min_expected_gain=1.0)
+    names = ("best-plan", "evaluations", "confirmations", "metrics")
+    out = [word for name in names for word in (f"--{name}", str(tmp_path / name))]
+    result = CliRunner().invoke(main, ["--params", str(params), *out])
+    assert result.exit_code == 0, result.output
+    before, after = result.output.split("ended after generation 0 of 1: the model expects at most ")
+    assert "from a plan that was not trained (search.min_expected_gain 1)" in after
+    metrics = json.loads((tmp_path / "metrics").read_text())
+    assert (metrics["evaluations"], metrics["bred"]) == (len(BLOCKS) + 2, 0)
+    planned, left = (re.findall(r"/(\d+) \[", text)[0] for text in (before, after))
+    assert int(left) == int(planned) - 3
+
+
+def test_a_dry_run_of_a_search_that_may_end_early_says_at_most(
+    in_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    for gain, expected in ((0.0, f" {len(BLOCKS) + 5} x 1"), (0.01, f"at most {len(BLOCKS) + 5}")):
+        params = write_tiny_params(tmp_path / "my.yaml", **PICTURES, search__min_expected_gain=gain)
+        result = CliRunner().invoke(main, ["--params", str(params), "--dry-run"])
+        assert result.exit_code == 0, result.output
+        (candidates,) = [line for line in result.output.splitlines() if "candidates" in line]
+        assert expected in candidates
+        assert ("at most" in candidates) == (gain > 0)
 
 
 def test_a_second_search_trains_nothing_and_finds_the_same_byte_for_byte(

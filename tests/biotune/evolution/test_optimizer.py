@@ -534,6 +534,19 @@ def test_a_scan_that_fails_is_no_more_than_a_loss_of_time(outcome: str) -> None:
     assert len(search.history) == len(without.history) + len(BLOCKS)
 
 
+@pytest.mark.parametrize("options", [{}, {"surgical_scan": True}, {"folds": 2}])
+def test_who_was_an_elite_after_a_generation_is_remembered(options: dict[str, object]) -> None:
+    longer, elites = small(generations=4, **options), set()
+    while not longer.done:
+        for candidate in longer.ask():
+            if candidate.origin in ("exploitation", "rescore"):
+                elites |= set(candidate.parents)  # the trials of a generation are of the elites
+            longer.tell(candidate, distance(candidate))
+    search = run(small(generations=3, **options), distance)
+    assert search.elite_ids == elites
+    assert elites < {candidate.id for candidate in search.history}
+
+
 # --- failures -----------------------------------------------------------------------------
 
 

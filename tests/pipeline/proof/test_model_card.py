@@ -73,7 +73,10 @@ def facts(*classes: str) -> CardFacts:
             {"class": name, "precision": "", "recall": "0.5", "f1": "0.5", "images": "1"}
             for name in classes
         ],
-        searched={"evaluations": 4, "runs": 8, "stopped": 1},
+        searched={
+            **{"evaluations": 4, "runs": 8, "stopped": 1},
+            "winner_origin": "scan, conv_head alone 5x",
+        },
         images=images,
     )
 
@@ -93,6 +96,7 @@ def test_a_name_means_nothing_but_itself(name: str) -> None:
     card = model_card(card_template(), facts(name, "plain"), FIGURES)
     assert f"Classes: {shown}, <code>plain</code>\n" in card
     assert f"| {shown} | 1 | 0 | 1 |\n" in card
+    assert "Where it came from: <code>scan, conv&#95;head alone 5x</code>." in card
     assert f"| {shown} |  | 0.500 | 0.500 | 1 |\n" in card
 
 
