@@ -169,6 +169,17 @@ def has_result(candidate: Candidate) -> bool:
     return told is not None and not told.failed and math.isfinite(told.fitness)
 
 
+def screen_of(settings: Screening | None, candidates: Iterable[Candidate]) -> Screen:
+    """A screen that knows what these candidates of a search were told.
+
+    As published without settings, and before there is any result.
+    """
+    asked = list(candidates)
+    if settings is None or not any(map(has_result, asked)):
+        return NoScreen()
+    return ModelScreen(settings, asked)
+
+
 def judged_members(members: Sequence[Individual], screen: Screen) -> list[Individual]:
     """Told individuals, each with the fitness by which it is ranked."""
     judged = screen.judged(member.candidate for member in members)

@@ -20,7 +20,7 @@ from biotune.evolution import (
     Evaluation,
     Genome,
     decode,
-    optimizer,
+    proposals,
     recipes,
 )
 from biotune.evolution.candidate import Individual
@@ -190,7 +190,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[list[Individual]]:
         seen.append(list(pool))
         return reproduce(pool, *rest)
 
-    monkeypatch.setattr(optimizer, "reproduce", spy)
+    monkeypatch.setattr(proposals, "reproduce", spy)
     return seen
 
 
