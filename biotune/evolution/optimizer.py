@@ -56,7 +56,8 @@ class BioTune:
             published.
 
     Attributes:
-        expected_gain: what the model expected so, after the last generation; None without one.
+        expected_gain: with ``screening``, after a complete generation: by how much the best plan
+            that the next may breed is expected to beat the best so far, in fitness; else None.
 
     Raises:
         ValueError: for settings outside these ranges.
@@ -184,7 +185,7 @@ class BioTune:
 
         While the initial population is scored these are the best of the scan, and none while the
         scan is, or without one. With several folds, they may still have the score of another fold;
-        see :attr:`Candidate.fold`.
+        see :attr:`Candidate.fold`. With ``screening``, their fitness is what the model expects.
         """
         standing = self._population.elites(renewed=not self._exploiting)
         if not self._population.ranking:
@@ -243,7 +244,7 @@ class BioTune:
             self._exploiting = False
             self._population.select_survivors(batch, screen)
         else:
-            self._population.add(batch, beat_parents=self.reproduction == "sequential")
+            self._population.add(batch, screen, beat_parents=self.reproduction == "sequential")
         missing = self._population.missing
         if missing:
             asked = 1 if self.reproduction == "sequential" else missing
@@ -264,7 +265,7 @@ class BioTune:
         return self.expected_gain < self.screening.min_expected_gain
 
     def _expected_gain(self, screen: Screen) -> float | None:
-        """Drawn aside, so that asking changes nothing."""
+        """What the next generation may gain; with draws of its own, so that it changes nothing."""
         if self.screening is None:
             return None
         ranking = self._population.ranking

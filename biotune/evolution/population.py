@@ -56,26 +56,28 @@ class Population:
         pool = self._successors + others
         self.mating_pool = pool if self._rescoring else by_rank(pool)
 
-    def add(self, born: Sequence[Individual], *, beat_parents: bool) -> None:
-        """Those that were told take places in the next ranking.
+    def add(self, born: Sequence[Individual], screen: Screen, *, beat_parents: bool) -> None:
+        """Give told individuals places in the next ranking.
 
         Args:
-            born: the initial population, or children.
+            born: the initial population, or children; judged.
+            screen: judges their parents, too, by what is told now.
             beat_parents: whether parents that are worse than their child have no further children.
         """
         self._successors = [*self._successors, *born]
         if beat_parents:
+            self.mating_pool = judged_members(self.mating_pool, screen)
             for child in born:
                 self.mating_pool = without_beaten_parents(
                     self.mating_pool, child, same_fold=self._rescoring
                 )
 
     def rank(self, screen: Screen, *, rivals: Sequence[Individual]) -> None:
-        """Complete the generation.
+        """Make the ranking of the complete generation.
 
         Args:
             screen: judges.
-            rivals: others that compete for the places.
+            rivals: other told individuals that compete for the places.
         """
         members = self._successors
         if rivals:

@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,32 +25,7 @@ from biotune.evolution import (
 from biotune.evolution.candidate import Individual
 from biotune.evolution.reproduction import Child, reproduce
 from biotune.evolution.selection import extinction_factors
-
-BLOCKS = ["stem", "layer1", "layer2", "layer3", "head"]
-MODES = ["batch", "sequential"]
-
-Fitness = Callable[[Candidate], float | Evaluation]
-
-
-def distance(candidate: Candidate) -> float:
-    """How far the genome is from one that trains the middle at high rates."""
-    ideal = np.array([0.0, 0.3, 0.9, 0.8, 0.1, 0.4])
-    return float(np.mean((candidate.genome.genes - ideal) ** 2))
-
-
-def run(search: BioTune, fitness: Fitness, order: np.random.Generator | None = None) -> BioTune:
-    while not search.done:
-        asked = search.ask()
-        if order is not None:
-            order.shuffle(asked)
-        for candidate in asked:
-            search.tell(candidate, fitness(candidate))
-    return search
-
-
-def small(**settings: object) -> BioTune:
-    return BioTune(BLOCKS, **{"population": 5, "generations": 3, "elites": 2, **settings})
-
+from tests.biotune.evolution.searches import BLOCKS, MODES, distance, run, small
 
 # --- the schedule -------------------------------------------------------------------------
 
