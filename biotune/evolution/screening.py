@@ -9,7 +9,6 @@ own score and those of its neighbours, so that a lucky score is no place among t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -169,8 +168,7 @@ class ModelScreen:
 
 def has_result(candidate: Candidate) -> bool:
     """Whether a candidate was told, and has a score or an estimate of it."""
-    told = candidate.evaluation
-    return told is not None and not told.failed and math.isfinite(told.fitness)
+    return candidate.evaluation is not None and candidate.evaluation.has_result
 
 
 def screen_of(settings: Screening | None, candidates: Iterable[Candidate]) -> Screen:
