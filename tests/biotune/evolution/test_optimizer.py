@@ -18,6 +18,7 @@ from biotune.evolution import (
     Candidate,
     Evaluation,
     Genome,
+    Screening,
     decode,
     proposals,
     recipes,
@@ -41,6 +42,7 @@ from tests.biotune.evolution.searches import BLOCKS, MODES, distance, run, small
     head=st.sampled_from(["evolved", "trainable"]),
     with_recipes=st.booleans(),
     scan=st.booleans(),
+    screening=st.sampled_from([None, Screening(proposals=3)]),
 )
 def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     population: int,
@@ -52,6 +54,7 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     head: str,
     with_recipes: bool,
     scan: bool,
+    screening: Screening | None,
 ) -> None:
     elites = max(1, round(share * (population - 1)))
     search = BioTune(
@@ -65,6 +68,7 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
         rescore_elites=rescore,
         reproduction=mode,
         surgical_scan=scan,
+        screening=screening,
     )
     run(search, distance)
     expected = len(BLOCKS) * scan + population + generations * (2 * elites + population - elites)
@@ -263,14 +267,15 @@ def test_a_search_finds_what_it_searches_for() -> None:
     mode=st.sampled_from(MODES),
     folds=st.integers(min_value=1, max_value=2),
     scan=st.booleans(),
+    screening=st.sampled_from([None, Screening(proposals=4)]),
 )
 def test_the_order_of_tells_does_not_matter(
-    seed: int, order: int, mode: str, folds: int, scan: bool
+    seed: int, order: int, mode: str, folds: int, scan: bool, screening: Screening | None
 ) -> None:
     def with_ties(candidate: Candidate) -> float:
         return round(distance(candidate), 1)
 
-    options = {"reproduction": mode, "surgical_scan": scan}
+    options = {"reproduction": mode, "surgical_scan": scan, "screening": screening}
     first, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
     run(first, with_ties)
     run(other, with_ties, order=np.random.default_rng(order))
@@ -323,7 +328,7 @@ def test_a_search_ignores_the_global_random_state() -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_a_search_continues_from_a_copy_or_a_pickle_at_any_point(both: bool) -> None:
-    options = {"folds": 2, "surgical_scan": both}
+    options = {"folds": 2, "surgical_scan": both, "screening": Screening() if both else None}
     whole = run(small(**options), distance)
     search = small(**options)
     told = 0

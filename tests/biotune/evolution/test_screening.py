@@ -8,17 +8,30 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from statistics import median
 
 import numpy as np
 import pytest
 
-from benchmarks.optimizer import BLOCKS as PROBLEM_BLOCKS
-from benchmarks.optimizer import mismatch, selective_plan
-from biotune.evolution import BioTune, Candidate, Evaluation, FineTunePlan, Screening, recipe_grid
+from biotune.evolution import (
+    BioTune,
+    Candidate,
+    Evaluation,
+    FineTunePlan,
+    Screening,
+    decode,
+    recipe_grid,
+)
+from biotune.evolution.candidate import Individual
+from biotune.evolution.elites import elite_trials
+from biotune.evolution.operators import exploit
+from biotune.evolution.proposals import propose_child, recipe_proposals
 from biotune.evolution.recipes import MOST_RECIPES
+from biotune.evolution.reproduction import reproduce
 from biotune.evolution.screening import ModelScreen, NoScreen, judged_members, screen_of
 from tests.biotune.evolution.searches import BLOCKS, MODES, Fitness, distance, run, small
 
@@ -34,6 +47,18 @@ VARIANTS: list[dict[str, object]] = [
 
 def screened(settings: Screening | None = None, **options: object) -> BioTune:
     return small(screening=settings or Screening(proposals=8), **options)
+
+
+def mismatch(plan: FineTunePlan, ideal: FineTunePlan) -> float:
+    """In [0, 1]: the mean over blocks of 1 if only one of the plans trains it, else of how far the
+    logarithms of its rates to base 10 are apart, squared and at most 1."""
+    costs = []
+    for rate, best in zip(plan.values(), ideal.values(), strict=True):
+        if rate is None or best is None:
+            costs.append(float(rate is not best))
+        else:
+            costs.append(min(1.0, math.log10(rate / best) ** 2))
+    return sum(costs) / len(costs)
 
 
 def genomes(search: BioTune) -> list[object]:
@@ -71,8 +96,10 @@ def test_candidates_are_a_function_of_seed_and_tells(options: dict[str, object])
 
 def test_candidates_do_not_depend_on_the_threads_of_the_linear_algebra() -> None:
     script = (
-        "from tests.biotune.evolution.test_screening import *\n"
-        "search = run(small(screening=Screening(), population=12, surgical_scan=True), distance)\n"
+        "import json\nfrom biotune.evolution import Screening\n"
+        "from tests.biotune.evolution.searches import distance, run, small\n"
+        "options = {'population': 12, 'generations': 2, 'surgical_scan': True}\n"
+        "search = run(small(screening=Screening(), **options), distance)\n"
         "print(json.dumps([c.genome.genes.tolist() for c in search.ranked]))"
     )
     ranked = [
@@ -84,7 +111,7 @@ def test_candidates_do_not_depend_on_the_threads_of_the_linear_algebra() -> None
         ).stdout
         for threads in ("1", "2")
     ]
-    assert len(json.loads(ranked[0])) == 5 + 12 + 3 * 14
+    assert len(json.loads(ranked[0])) == 5 + 12 + 2 * 14
     assert ranked[0] == ranked[1]
 
 
@@ -161,16 +188,42 @@ def test_a_choice_moves_the_next_away_from_it() -> None:
     assert 3 in together  # and not two neighbours
 
 
-def test_steps_and_children_are_chosen_among_as_many_as_the_settings_say() -> None:
-    search = small(screening=Screening(proposals=300, optimism=0.0), generations=1)
-    run(search, distance)
-    few = small(screening=Screening(proposals=2, optimism=0.0), generations=1)
-    run(few, distance)
-    for origin in ("exploitation", "offspring"):
-        best_of_many, best_of_few = (
-            min(distance(c) for c in tried.history if c.origin == origin) for tried in (search, few)
-        )
-        assert best_of_many < best_of_few
+class LastScreen:
+    """Chooses the last proposals, and remembers how many there were."""
+
+    proposals = 9
+
+    def __init__(self) -> None:
+        self.offered: list[int] = []
+
+    def choose(self, proposals: Sequence[FineTunePlan], count: int) -> list[int]:
+        self.offered.append(len(proposals))
+        return [len(proposals) - 1 - place for place in range(count)]
+
+    def judged(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        return list(candidates)
+
+    def expected_gain(self, proposals: Iterable[FineTunePlan]) -> None: ...
+
+
+def test_steps_and_children_are_chosen_among_as_many_as_the_screen_says() -> None:
+    screen, rng, again = LastScreen(), np.random.default_rng(5), np.random.default_rng(5)
+    pool = [Individual(candidate, np.zeros(6)) for candidate in scored(late_and_fast)[3:8]]
+    genome = pool[0].candidate.genome
+    trials = elite_trials(pool[0], BLOCKS, "evolved", rng, screen, rescore=True)
+    steps = [step for _ in range(4) for step in exploit(genome, "evolved", again)]
+    assert screen.offered == [8]
+    assert trials == [
+        (genome, "rescore", "rescore"),
+        (steps[7], "exploitation", "trial"),
+        (steps[6], "exploitation", "trial"),
+    ]
+    child = propose_child(pool, BLOCKS, "evolved", rng, screen)
+    bred = [reproduce(pool, 5, "evolved", again) for _ in range(9)]
+    assert child.genome == bred[8].genome
+    recipe = recipe_proposals([], BLOCKS, "evolved")[0]
+    assert propose_child(pool, BLOCKS, "evolved", rng, screen, [recipe]) is recipe
+    assert screen.offered == [8, 9, 10]
 
 
 # --- recipes ------------------------------------------------------------------------------
@@ -181,15 +234,9 @@ def likes(name: str) -> Fitness:
     (recipe,) = (recipe for recipe in recipe_grid(BLOCKS) if recipe.name == name)
 
     def fitness(candidate: Candidate) -> float:
-        return 0.02 + mismatch(candidate.plan, small_plan(recipe.genome), tolerance=2.0)
+        return 0.02 + mismatch(candidate.plan, decode(recipe.genome, BLOCKS)) / 4
 
     return fitness
-
-
-def small_plan(genome: object) -> FineTunePlan:
-    from biotune.evolution import decode
-
-    return decode(genome, BLOCKS)  # type: ignore[arg-type]
 
 
 def test_a_recipe_takes_a_childs_place_when_scores_make_it_promising() -> None:
@@ -298,8 +345,6 @@ def test_individuals_are_judged_in_their_order() -> None:
     candidates = scored(with_a_lucky_one)
     for candidate in search.ask():
         search.tell(candidate, 0.5)
-    from biotune.evolution.candidate import Individual
-
     members = [Individual(c, np.full(6, float(c.id)), 0.5) for c in reversed(candidates)]
     screen = ModelScreen(Screening(), candidates)
     judged = judged_members(members, screen)
@@ -309,15 +354,13 @@ def test_individuals_are_judged_in_their_order() -> None:
 
 
 def test_while_the_initial_population_is_scored_it_competes_with_the_best_of_the_scan() -> None:
+    alone = {"scan:layer2": 0.1, "scan:layer3": 0.2}
     for options in ({}, {"screening": Screening(proposals=4)}):
         search = small(surgical_scan=True, **options)
         assert search.standing_elites == []
         for candidate in search.ask():
             assert search.standing_elites == []
-            # Alone, layer2 and then layer3 are best.
-            search.tell(
-                candidate, {"scan:layer2": 0.1, "scan:layer3": 0.2}.get(candidate.origin, 0.6)
-            )
+            search.tell(candidate, alone.get(candidate.origin, 0.6))
         for candidate in search.ask():
             assert [c.origin for c in search.standing_elites] == ["scan:layer2", "scan:layer3"]
             search.tell(candidate, 0.9)
@@ -465,21 +508,33 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 # --- what it is for -----------------------------------------------------------------------
 
 
-def test_screening_halves_what_a_search_is_off() -> None:
+def selective_plan(blocks: Sequence[str], rng: np.random.Generator) -> FineTunePlan:
+    """Trains two to five neighbouring blocks, each at a rate of its own, and no others."""
+    length = int(rng.integers(2, 6))
+    first = int(rng.integers(0, len(blocks) - length + 1))
+    rates = (10 ** rng.uniform(-0.2, 1, len(blocks))).tolist()
+    trained = range(first, first + length)
+    return FineTunePlan({b: rates[i] if i in trained else None for i, b in enumerate(blocks)})
+
+
+def test_a_screened_search_comes_nearer_to_the_best_plan_with_as_many_evaluations() -> None:
+    blocks = [f"block{place}" for place in range(9)]
+
+    def miss(ideal: FineTunePlan, candidate: Candidate) -> float:
+        return mismatch(candidate.plan, ideal)
+
     found: dict[bool, list[float]] = {False: [], True: []}
-    for seed in range(8):
-        ideal = selective_plan(np.random.default_rng([seed, 1]))
-        for with_screening, values in found.items():
-            search = BioTune(
-                PROBLEM_BLOCKS,
-                population=6,
-                generations=2,
-                elites=2,
-                seed=seed,
-                screening=Screening() if with_screening else None,
-            )
-            run(search, lambda candidate, ideal=ideal: 0.5 * mismatch(candidate.plan, ideal))  # type: ignore[misc]
-            values.append(search.best.fitness)
+    for seed, screened in product(range(8), found):
+        search = BioTune(
+            blocks,
+            population=6,
+            generations=2,
+            elites=2,
+            seed=seed,
+            screening=Screening() if screened else None,
+        )
+        ideal = selective_plan(blocks, np.random.default_rng([seed, 1]))
+        found[screened].append(run(search, partial(miss, ideal)).best.fitness)
     assert median(found[True]) < 0.75 * median(found[False])
     assert sum(a < b for a, b in zip(found[True], found[False], strict=True)) >= 6
 
