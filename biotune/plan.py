@@ -142,6 +142,11 @@ class Evaluation:
         return self.outcome not in ("finished", "stopped")
 
     @property
+    def has_result(self) -> bool:
+        """Whether there is a finite score, or an estimate of it."""
+        return not self.failed and math.isfinite(self.fitness)
+
+    @property
     def rank_key(self) -> tuple[bool, float, float, float]:
         """Sorts the best first: finished before all others, then fitness, Brier, parameters."""
         return (

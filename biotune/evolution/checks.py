@@ -25,11 +25,8 @@ def check_at_least(name: str, value: int, least: int) -> None:
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """
-    Raises:
-        ValueError: unless the value is a finite number of at least 0.
-    """
-    if not 0 <= value < math.inf:
+    """Raises ``ValueError`` unless the value is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 

@@ -7,38 +7,20 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from biotune.evolution.candidate import (
-    Candidate,
-    Individual,
-    Role,
-    by_rank,
-    ranked_population,
-)
-from biotune.evolution.checks import (
-    check_at_least,
-    check_blocks,
-    check_fitness,
-    check_one_of,
-)
-from biotune.evolution.elites import elite_trials, survivors
+from biotune.evolution.candidate import Candidate, Individual, Role, by_rank
+from biotune.evolution.checks import check_at_least, check_blocks, check_fitness, check_one_of
+from biotune.evolution.elites import elite_trials
 from biotune.evolution.genome import HEAD_MODES, Genome, HeadMode, decode
 from biotune.evolution.initial import Founder, initial_population, single_blocks
-from biotune.evolution.operators import exploit
-from biotune.evolution.recipes import MOST_RECIPES, recipe_grid
-from biotune.evolution.reproduction import Child, reproduce, without_beaten_parents
-from biotune.evolution.screening import (
-    ModelScreen,
-    NoScreen,
-    Screen,
-    Screening,
-    has_result,
-    judged_members,
-)
+from biotune.evolution.population import Population
+from biotune.evolution.proposals import outlook, propose_child, recipe_proposals
+from biotune.evolution.screening import Screen, Screening, judged_members, screen_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from biotune.plan import Evaluation, FineTunePlan
+    from biotune.evolution.reproduction import Child
+    from biotune.plan import Evaluation
 
 ReproductionMode = Literal["batch", "sequential"]
 """``batch``: all children of a generation are asked for at once.
@@ -74,7 +56,8 @@ class BioTune:
             published.
 
     Attributes:
-        expected_gain: what the model expected so, after the last generation; None without one.
+        expected_gain: with ``screening``, after a complete generation: by how much the best plan
+            that the next may breed is expected to beat the best so far, in fitness; else None.
         elite_ids: of all candidates that were among the elites when a generation was ranked.
 
     Raises:
@@ -131,9 +114,7 @@ class BioTune:
         self._rng = np.random.default_rng(seed)
         self._candidates: dict[int, Candidate] = {}
         self._generation = 0
-        self._ranking: list[Individual] = []  # of the last complete generation, best first
-        self._mating_pool: list[Individual] = []  # sorted best first
-        self._next_ranking: list[Individual] = []  # of this generation, as far as it is told
+        self._population = Population(population, elites, rescoring=self._rescoring)
         self._exploiting = False  # whether the batch is exploitation or reproduction
         self._scan: list[Individual] = []  # empty until it is told, or without one
         self._batch = (
@@ -206,12 +187,12 @@ class BioTune:
 
         While the initial population is scored these are the best of the scan, and none while the
         scan is, or without one. With several folds, they may still have the score of another fold;
-        see :attr:`Candidate.fold`.
+        see :attr:`Candidate.fold`. With ``screening``, their fitness is what the model expects.
         """
-        if not self._ranking:
-            return [member.candidate for member in by_rank(self._scan)[: self.elites]]
-        standing = self._ranking if self._exploiting else self._next_ranking
-        return [member.candidate for member in standing[: self.elites]]
+        standing = self._population.elites(renewed=not self._exploiting)
+        if not self._population.ranking:
+            standing = by_rank(self._scan)[: self.elites]
+        return [member.candidate for member in standing]
 
     @property
     def history(self) -> list[Candidate]:
@@ -229,11 +210,12 @@ class BioTune:
         the initial population.
         """
         told = self.history
-        if self.folds > 1 and self._ranking:
+        if self.folds > 1 and self._population.ranking:
             complete = self._generation if self.done else self._generation - 1
-            survivors = {member.candidate.id for member in self._ranking}
+            survivors = {member.candidate.id for member in self._population.ranking}
             told = [c for c in told if c.generation == complete or c.id in survivors]
-        rank_of = {candidate.id: candidate.rank_key for candidate in self._screen().judged(told)}
+        screen = screen_of(self.screening, self._candidates.values())
+        rank_of = {candidate.id: candidate.rank_key for candidate in screen.judged(told)}
         return sorted(told, key=lambda candidate: rank_of[candidate.id])
 
     @property
@@ -252,16 +234,9 @@ class BioTune:
     def _rescoring(self) -> bool:
         return self.folds > 1 and self.rescore_elites
 
-    def _screen(self) -> Screen:
-        """Knows what is told now."""
-        candidates = self._candidates.values()
-        if self.screening is None or not any(map(has_result, candidates)):
-            return NoScreen()
-        return ModelScreen(self.screening, candidates)
-
     def _advance(self) -> None:
         """Take the next step, now that the whole batch is told."""
-        screen = self._screen()
+        screen = screen_of(self.screening, self._candidates.values())
         batch, self._batch = judged_members(self._batch, screen), []
         if self.surgical_scan and not self._scan:
             self._scan = batch
@@ -269,26 +244,18 @@ class BioTune:
             return
         if self._exploiting:
             self._exploiting = False
-            self._select_survivors(batch, screen)
+            self._population.select_survivors(batch, screen)
         else:
-            self._next_ranking = self._next_ranking + batch
-            if self.reproduction == "sequential":
-                for child in batch:
-                    self._mating_pool = without_beaten_parents(
-                        self._mating_pool, child, same_fold=self._rescoring
-                    )
-        missing = self.population - len(self._next_ranking)
+            self._population.add(batch, screen, beat_parents=self.reproduction == "sequential")
+        missing = self._population.missing
         if missing:
             asked = 1 if self.reproduction == "sequential" else missing
             self._batch = self._offspring(asked, screen)
             return
-        members = self._next_ranking
-        if self._generation == 0:  # the scan's candidates compete for its places
-            scanned = judged_members(self._scan, screen)
-            members = by_rank(members + scanned)[: self.population]
-        self._ranking = ranked_population(judged_members(members, screen))
-        self.elite_ids |= {member.candidate.id for member in self._ranking[: self.elites]}
-        self.expected_gain = screen.expected_gain(self._outlook())
+        # The scan's candidates compete for the places of the first generation.
+        self._population.rank(screen, rivals=[] if self._generation else self._scan)
+        self.elite_ids |= {elite.candidate.id for elite in self._population.elites()}
+        self.expected_gain = self._expected_gain(screen)
         if self._generation < self.generations and not self._gains_too_little:
             self._generation += 1
             self._exploiting = True
@@ -300,18 +267,15 @@ class BioTune:
             return False
         return self.expected_gain < self.screening.min_expected_gain
 
-    def _outlook(self) -> Iterator[FineTunePlan]:
-        """What the next generation might be bred of; drawn aside, so that it changes nothing."""
+    def _expected_gain(self, screen: Screen) -> float | None:
+        """What the next generation may gain; with draws of its own, so that it changes nothing."""
         if self.screening is None:
-            return
+            return None
+        ranking = self._population.ranking
         rng = np.random.default_rng([self.seed, self._generation])
-        for _ in range(self.screening.proposals):
-            for elite in self._ranking[: self.elites]:
-                for step in exploit(elite.candidate.genome, self.head, rng):
-                    yield decode(step, self.blocks, self.head)
-            for _ in range(self.population - self.elites):
-                child = reproduce(self._ranking, len(self.blocks), self.head, rng)
-                yield decode(child.genome, self.blocks, self.head)
+        return screen.expected_gain(
+            outlook(ranking, self.elites, self.blocks, self.head, rng, self.screening.proposals)
+        )
 
     def _initial_population(self) -> list[Individual]:
         return self._at_rest(
@@ -330,46 +294,23 @@ class BioTune:
         the individual, whatever its genome."""
         return [
             elite.succeeded_by(self._candidate(genome, origin, (elite.candidate.id,), role))
-            for elite in self._ranking[: self.elites]
+            for elite in self._population.elites()
             for genome, origin, role in elite_trials(
                 elite, self.blocks, self.head, self._rng, screen, rescore=self._rescoring
             )
         ]
 
-    def _select_survivors(self, trials: list[Individual], screen: Screen) -> None:
-        """Begin the next ranking with the elites that survive, and fill the mating pool."""
-        ranking = judged_members(self._ranking, screen)
-        elites, others = ranking[: self.elites], ranking[self.elites :]
-        self._next_ranking = survivors(elites, trials, rescored=self._rescoring)
-        # After a change of fold, the survivors' scores are not comparable with the others': the
-        # pool keeps the order of the old fold, which all of them shared.
-        pool = self._next_ranking + others
-        self._mating_pool = pool if self._rescoring else by_rank(pool)
-
     def _offspring(self, count: int, screen: Screen) -> list[Individual]:
         batch = []
         for _ in range(count):
-            children = [
-                reproduce(self._mating_pool, len(self.blocks), self.head, self._rng)
-                for _ in range(screen.proposals)
-            ]
+            recipes: list[Child] = []
             if self.screening is not None and self.seed_recipes:
-                children += self._untried_recipes()
-            plans = [decode(child.genome, self.blocks, self.head) for child in children]
-            child = children[screen.choose(plans, 1)[0]]
+                recipes = recipe_proposals(self._candidates.values(), self.blocks, self.head)
+            pool = self._population.mating_pool
+            child = propose_child(pool, self.blocks, self.head, self._rng, screen, recipes)
             candidate = self._candidate(child.genome, child.origin, child.parents)
             batch.append(Individual(candidate, child.momentum))
         return batch
-
-    def _untried_recipes(self) -> list[Child]:
-        """Recipes that may take a child's place; none once enough were tried."""
-        tried = [c for c in self._candidates.values() if c.origin.startswith("recipe:")]
-        if len(tried) >= MOST_RECIPES:
-            return []
-        return [
-            Child(f"recipe:{recipe.name}", recipe.genome, np.zeros(len(self.blocks) + 1))
-            for recipe in recipe_grid(self.blocks, self.head)
-        ]
 
     def _candidate(
         self, genome: Genome, origin: str, parents: tuple[int, ...] = (), role: Role = "score"

@@ -34,8 +34,8 @@ NOISE_SHARES: Final = (1e-4, 0.01, 0.05, 0.2, 0.6)
 """Variance of a score's noise, as a share of the variance between plans."""
 
 LARGEST_DEVIATION: Final = 2.0
-"""A score that is worse than the median by more standard deviations is taken for this: how bad a
-hopeless plan is says nothing about which of the good ones is better."""
+"""A score that is worse than its fold's median by more standard deviations is taken for this: how
+bad a hopeless plan is says nothing about which of the good ones is better."""
 
 JITTER: Final = 1e-8
 """Added to the kernel's diagonal, so that it can be inverted where plans are equal."""
@@ -74,8 +74,8 @@ class PlanModel:
             fitness: of each; finite, lower is better.
             folds: what each was scored on. A fold has a level of its own, which is estimated.
         """
-        scores = _without_outliers(np.array(fitness, dtype=np.float64))
         in_fold = np.equal.outer(folds, np.unique(folds)).astype(np.float64)
+        scores = _without_outliers(np.array(fitness, dtype=np.float64), in_fold)
         models = cls._on_grid(_features(plans), scores, in_fold)
         return max(models, key=lambda model: model[0])[1]  # of equals the first
 
@@ -171,7 +171,9 @@ def _kernel(first: Array, second: Array, scales: tuple[float, float]) -> Array:
     return kernel
 
 
-def _without_outliers(scores: Array) -> Array:
-    limit = np.median(scores) + LARGEST_DEVIATION * scores.std()
-    clipped: Array = np.minimum(scores, limit)
+def _without_outliers(scores: Array, in_fold: Array) -> Array:
+    """Scores, each at most :data:`LARGEST_DEVIATION` above the median of its fold."""
+    medians = in_fold @ [np.median(scores[fold > 0]) for fold in in_fold.T]
+    limits = medians + LARGEST_DEVIATION * (scores - medians).std()
+    clipped: Array = np.minimum(scores, limits)
     return clipped

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from biotune.evolution.genome import Genome, HeadMode
 
 MOST_RECIPES: Final = 6
-"""Recipes that a search tries beside the surgical scan, whose members are recipes, too."""
+"""Recipes after which no more are proposed as children. The surgical scan's members, which are
+recipes, too, do not count; an initial population of 14 or more opens with seven."""
 
 
 @dataclass(frozen=True)

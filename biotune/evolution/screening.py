@@ -1,4 +1,4 @@
-"""Whom to train of what the operators propose, and how good those trained are in truth.
+"""Which proposals of the operators are trained, and how good trained plans are expected to be.
 
 Training a plan takes seconds to hours, breeding one microseconds. So many are bred for each place,
 and a model of all scores so far chooses: pre-selection by a surrogate (Jin 2011, doi
@@ -9,7 +9,6 @@ own score and those of its neighbours, so that a lucky score is no place among t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +53,7 @@ class Screening:
 
 
 class Screen(Protocol):
-    """Chooses whom to train, and judges those who were."""
+    """Chooses which proposals are trained, and judges those that were."""
 
     @property
     def proposals(self) -> int:
@@ -81,22 +80,22 @@ class NoScreen:
     proposals = 1
 
     def choose(self, proposals: Sequence[FineTunePlan], count: int) -> list[int]:
-        """The first ones."""
+        """The first proposals, in their order."""
         return list(range(len(proposals)))[:count]
 
     def judged(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """The same."""
+        """The candidates as they were told."""
         return list(candidates)
 
     def expected_gain(self, proposals: Iterable[FineTunePlan]) -> None:
-        """Nobody can say."""
+        """None: nothing is known of plans that were not trained."""
 
 
 class ModelScreen:
     """Chooses and judges by a model of the scores so far.
 
     Args:
-        settings: how.
+        settings: of the search.
         candidates: all of a search; at least one of them has a result, see :func:`has_result`.
     """
 
@@ -111,7 +110,7 @@ class ModelScreen:
             [candidate.fitness if has_result(candidate) else worst for candidate in told],
             [candidate.fold for candidate in told],
         )
-        self._hoped = self._model  # as if those that were chosen had been told
+        self._believed = self._model  # as if the plans that were chosen had been told
         self._finished = [candidate.plan for candidate in told if candidate.finished]
 
     @property
@@ -120,25 +119,26 @@ class ModelScreen:
         return self._settings.proposals
 
     def choose(self, proposals: Sequence[FineTunePlan], count: int) -> list[int]:
-        """Those with the lowest mean − κ·sd, none of them alike.
+        """Indices of the proposals with the lowest mean − κ·sd, no two of them alike.
 
         Plans that the search has asked for before come after all others. Of equals the first.
         """
         left = list(range(len(proposals)))
         chosen: list[int] = []
         while left and len(chosen) < count:
-            mean, deviation = self._hoped.predict([proposals[index] for index in left])
+            mean, deviation = self._believed.predict([proposals[index] for index in left])
             bounds = np.round(mean - self._settings.optimism * deviation, DECIMALS).tolist()
             taken = [proposals[index] in self._taken for index in left]
             index = min(zip(taken, bounds, left, strict=True))[-1]
             left.remove(index)
             chosen.append(index)
             self._taken.add(proposals[index])
-            self._hoped = self._hoped.believing(proposals[index])
+            self._believed = self._believed.believing(proposals[index])
         return chosen
 
     def judged(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Each with the fitness that the model expects of its plan; a failed one as it is."""
+        """Told candidates with the fitness that the model expects of their plans; failed ones, and
+        all if the model does not rank, as they are."""
         told = list(candidates)
         if not told or not self._settings.ranks:
             return told
@@ -154,7 +154,10 @@ class ModelScreen:
         ]
 
     def expected_gain(self, proposals: Iterable[FineTunePlan]) -> float | None:
-        """None before anything has finished. What was asked for before gains nothing."""
+        """By how much the best of these plans is expected to beat the best finished one.
+
+        None before any has finished. Plans that the search has asked for before gain nothing.
+        """
         if not self._finished:
             return None
         best = float(self._model.predict(self._finished)[0].min())
@@ -164,9 +167,19 @@ class ModelScreen:
 
 
 def has_result(candidate: Candidate) -> bool:
-    """Whether it was told, and has a score or an estimate of it."""
-    told = candidate.evaluation
-    return told is not None and not told.failed and math.isfinite(told.fitness)
+    """Whether a candidate was told, and has a score or an estimate of it."""
+    return candidate.evaluation is not None and candidate.evaluation.has_result
+
+
+def screen_of(settings: Screening | None, candidates: Iterable[Candidate]) -> Screen:
+    """A screen that knows what these candidates of a search were told.
+
+    As published without settings, and before there is any result.
+    """
+    asked = list(candidates)
+    if settings is None or not any(map(has_result, asked)):
+        return NoScreen()
+    return ModelScreen(settings, asked)
 
 
 def judged_members(members: Sequence[Individual], screen: Screen) -> list[Individual]:

@@ -56,7 +56,7 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     e_i = (Φ_i + Φ_min·(i/(N−1) − 1)) / Φ_max, clipped to [0, 1]; 0 where Φ_max = 0 or N = 1.
     One very bad run would make all other factors tiny and so stop mutation. Failed runs are
     therefore left out of Φ_min and Φ_max and get the factor 1, and Φ_max is at most twice the
-    median of the others. A stopped run counts as what it is estimated at.
+    median of the others. A stopped run counts as what it is estimated at, if it is.
 
     Args:
         ranking: N evaluations, sorted best first by ``rank_key``.
@@ -71,7 +71,7 @@ def extinction_factors(ranking: Sequence[Evaluation]) -> NDArray[np.float64]:
     if not keys or keys != sorted(keys):
         raise ValueError(f"expected evaluations sorted best first, got {list(ranking)}")
     factors = np.ones(len(ranking))
-    scored = np.array([not evaluation.failed for evaluation in ranking])
+    scored = np.array([e.has_result for e in ranking])
     if not scored.any():
         return factors
     scores = np.array([evaluation.fitness for evaluation in ranking])[scored]

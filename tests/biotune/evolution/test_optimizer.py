@@ -6,7 +6,6 @@ import copy
 import math
 import pickle
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,39 +18,15 @@ from biotune.evolution import (
     Candidate,
     Evaluation,
     Genome,
+    Screening,
     decode,
-    optimizer,
+    proposals,
     recipes,
 )
 from biotune.evolution.candidate import Individual
 from biotune.evolution.reproduction import Child, reproduce
 from biotune.evolution.selection import extinction_factors
-
-BLOCKS = ["stem", "layer1", "layer2", "layer3", "head"]
-MODES = ["batch", "sequential"]
-
-Fitness = Callable[[Candidate], float | Evaluation]
-
-
-def distance(candidate: Candidate) -> float:
-    """How far the genome is from one that trains the middle at high rates."""
-    ideal = np.array([0.0, 0.3, 0.9, 0.8, 0.1, 0.4])
-    return float(np.mean((candidate.genome.genes - ideal) ** 2))
-
-
-def run(search: BioTune, fitness: Fitness, order: np.random.Generator | None = None) -> BioTune:
-    while not search.done:
-        asked = search.ask()
-        if order is not None:
-            order.shuffle(asked)
-        for candidate in asked:
-            search.tell(candidate, fitness(candidate))
-    return search
-
-
-def small(**settings: object) -> BioTune:
-    return BioTune(BLOCKS, **{"population": 5, "generations": 3, "elites": 2, **settings})
-
+from tests.biotune.evolution.searches import BLOCKS, MODES, distance, run, small
 
 # --- the schedule -------------------------------------------------------------------------
 
@@ -67,6 +42,7 @@ def small(**settings: object) -> BioTune:
     head=st.sampled_from(["evolved", "trainable"]),
     with_recipes=st.booleans(),
     scan=st.booleans(),
+    screening=st.sampled_from([None, Screening(proposals=3)]),
 )
 def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     population: int,
@@ -78,6 +54,7 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
     head: str,
     with_recipes: bool,
     scan: bool,
+    screening: Screening | None,
 ) -> None:
     elites = max(1, round(share * (population - 1)))
     search = BioTune(
@@ -91,6 +68,7 @@ def test_a_search_asks_for_as_many_viable_candidates_as_the_cost_formula_says(
         rescore_elites=rescore,
         reproduction=mode,
         surgical_scan=scan,
+        screening=screening,
     )
     run(search, distance)
     expected = len(BLOCKS) * scan + population + generations * (2 * elites + population - elites)
@@ -190,7 +168,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> list[list[Individual]]:
         seen.append(list(pool))
         return reproduce(pool, *rest)
 
-    monkeypatch.setattr(optimizer, "reproduce", spy)
+    monkeypatch.setattr(proposals, "reproduce", spy)
     return seen
 
 
@@ -289,14 +267,15 @@ def test_a_search_finds_what_it_searches_for() -> None:
     mode=st.sampled_from(MODES),
     folds=st.integers(min_value=1, max_value=2),
     scan=st.booleans(),
+    screening=st.sampled_from([None, Screening(proposals=4)]),
 )
 def test_the_order_of_tells_does_not_matter(
-    seed: int, order: int, mode: str, folds: int, scan: bool
+    seed: int, order: int, mode: str, folds: int, scan: bool, screening: Screening | None
 ) -> None:
     def with_ties(candidate: Candidate) -> float:
         return round(distance(candidate), 1)
 
-    options = {"reproduction": mode, "surgical_scan": scan}
+    options = {"reproduction": mode, "surgical_scan": scan, "screening": screening}
     first, other = (small(seed=seed, folds=folds, **options) for _ in range(2))
     run(first, with_ties)
     run(other, with_ties, order=np.random.default_rng(order))
@@ -349,7 +328,7 @@ def test_a_search_ignores_the_global_random_state() -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_a_search_continues_from_a_copy_or_a_pickle_at_any_point(both: bool) -> None:
-    options = {"folds": 2, "surgical_scan": both}
+    options = {"folds": 2, "surgical_scan": both, "screening": Screening() if both else None}
     whole = run(small(**options), distance)
     search = small(**options)
     told = 0

@@ -116,3 +116,14 @@ def test_an_unsorted_or_empty_ranking_is_refused() -> None:
         extinction_factors(finished(0.2, 0.1))
     with pytest.raises(ValueError, match="sorted best first"):
         extinction_factors([])
+
+
+def test_a_stopped_run_without_an_estimate_counts_as_failed() -> None:
+    hopeless = [Evaluation(math.inf, outcome="stopped")] * 3
+    ranking = [Evaluation(0.2), Evaluation(0.4), *hopeless]
+    factors = extinction_factors(ranking)
+    assert (
+        factors[:2].tolist()
+        == extinction_factors(ranking[:2] + [Evaluation(0.5, outcome="diverged")] * 3)[:2].tolist()
+    )
+    assert factors[2:].tolist() == [1, 1, 1]
