@@ -180,7 +180,7 @@ class SearchParams(_Training):
     """The evolutionary search; see the method's sections 3 and 5 for each word."""
 
     population: Annotated[int, Field(ge=2)] = 6
-    generations: Annotated[int, Field(ge=0)] = 3
+    generations: Annotated[int, Field(ge=0)] = 2
     elites: Count = 2
     seed: Seed = 0
     folds: Count = 1
@@ -196,7 +196,7 @@ class SearchParams(_Training):
     reproduction: ReproductionMode = "batch"
     """batch: in parallel; sequential: as published"""
     screening: bool = True
-    """of many children a model of all scores so far chooses whom to train, and it ranks"""
+    """many children are bred; a model of all scores so far chooses whom to train"""
     min_expected_gain: Share = 0.0
     """with screening: the search ends when the model expects less, in validation score, from the
     best plan that was not trained"""

@@ -187,7 +187,8 @@ class BioTune:
 
         While the initial population is scored these are the best of the scan, and none while the
         scan is, or without one. With several folds, they may still have the score of another fold;
-        see :attr:`Candidate.fold`. With ``screening``, their fitness is what the model expects.
+        see :attr:`Candidate.fold`. Where ``screening.ranks``, their fitness is what the model
+        expects.
         """
         standing = self._population.elites(renewed=not self._exploiting)
         if not self._population.ranking:
@@ -203,7 +204,7 @@ class BioTune:
     def ranked(self) -> list[Candidate]:
         """The candidates that may be compared, best first; failed and stopped runs come last.
 
-        With ``screening``, the best is not the luckiest score but what the model expects most of.
+        By their own scores, or where ``screening.ranks`` by what the model expects of them.
         With one fold these are all that were told. With several, they are those of the last
         generation that is told completely, because its scores share a fold (as published, without
         ``rescore_elites``, also its elites with their old scores); until there is one, those of

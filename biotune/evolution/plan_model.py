@@ -33,10 +33,6 @@ RATE_SCALES: Final = (0.3, 0.6, 1.2, 2.4)
 NOISE_SHARES: Final = (1e-4, 0.01, 0.05, 0.2, 0.6)
 """Variance of a score's noise, as a share of the variance between plans."""
 
-LARGEST_DEVIATION: Final = 2.0
-"""A score that is worse than its fold's median by more standard deviations is taken for this: how
-bad a hopeless plan is says nothing about which of the good ones is better."""
-
 JITTER: Final = 1e-8
 """Added to the kernel's diagonal, so that it can be inverted where plans are equal."""
 
@@ -172,8 +168,8 @@ def _kernel(first: Array, second: Array, scales: tuple[float, float]) -> Array:
 
 
 def _without_outliers(scores: Array, in_fold: Array) -> Array:
-    """Scores, each at most :data:`LARGEST_DEVIATION` above the median of its fold."""
+    """Scores, none further above the median of its fold than the best is below its fold's."""
     medians = in_fold @ [np.median(scores[fold > 0]) for fold in in_fold.T]
-    limits = medians + LARGEST_DEVIATION * (scores - medians).std()
-    clipped: Array = np.minimum(scores, limits)
+    deviations = scores - medians
+    clipped: Array = medians + np.minimum(deviations, -deviations.min())
     return clipped

@@ -14,16 +14,16 @@ from biotune.finetuning.learning_curve import LearningCurve
 LEAST_SLOPE = 0.2
 """Of a forecast; fewer than twenty curves may by chance show none."""
 
-FIRST_STOP = 2
+FIRST_STOP = 3
 """Epochs that every run is given: before, its validation score says too little."""
 
 FEWEST_CURVES = 4
 """Good runs that must have been recorded before any is stopped."""
 
-MADE_UP_BY = 0.1
-"""Share of the recorded runs by which a run's end may be better than usual before it is stopped. On
-recorded landscapes the median (.5) stopped four in five of the candidates that would have become
-elites; see docs/search.md."""
+MADE_UP_BY = 0.05
+"""Share of the recorded runs whose end was so much better than usual that a run is still given a
+chance to come to the same. On recorded landscapes the median (.5) stopped nearly all candidates
+that would have become elites; see docs/search.md."""
 
 SMALLEST_ERROR = 0.002
 """Added to error rates before they are compared as ratios, so that a perfect score has one; half an
