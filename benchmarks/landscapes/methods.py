@@ -133,11 +133,10 @@ METHODS: dict[str, Method] = {
     **{name: rival(name) for name in SAMPLERS},
     "today, 3 generations": today(3),
     "screened, nobody stopped": screened(racing=False),
-    "screened, 2 generations": screened(generations=2),
-    "screened, each ranked by its score": screened({"ranks": False}),
-    "screened, κ = 0.5": screened({"optimism": 0.5}),
-    "screened, κ = 3": screened({"optimism": 3.0}),
-    "screened, 160 bred for each place": screened({"proposals": 160}),
+    "screened, 3 generations": screened(generations=3),
+    "screened, ranked by the model": screened({"ranks": True}),
+    "screened, κ = 2": screened({"optimism": 2.0}),
+    "screened, 40 bred for each place": screened({"proposals": 40}),
     "not screened": screened(screening=False),
 }
 """By name; the second and the rivals have the reference's CPU seconds, the others take what they
