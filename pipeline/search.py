@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from biotune.data.division import Division
@@ -71,6 +72,8 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
     optimizer = new_search(section, blocks)
     print(f"Training on {describe(shop.compute)}; {shop.workers} at a time")
     with (
+        # The optimizer's matrices are small: more threads would only wait, on the workers' cores.
+        threadpool_limits(1, user_api="blas"),
         shop.open("search") as (runs, tracked),
         _Progress(section, sum(sizes.values()), tracked, optimizer.planned_evaluations) as progress,
     ):
