@@ -4,6 +4,7 @@ cost, where winners come from, and whom racing stops."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -291,6 +292,8 @@ def main(
     recordings = sorted(Path(__file__).parent.glob("*.csv"))
     files = landscapes or tuple(file for file in recordings if "-" not in file.stem)
     section = load_params(params_file).search
+    # Matrices are small. Set before the workers load numpy, so they are started afresh.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     rows = run_all(files, methods, replicates, workers, section)
     table = summarise(rows)
     click.echo(markdown_table(list(table[0]), [list(cells.values()) for cells in table]))
