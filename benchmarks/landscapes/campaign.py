@@ -23,9 +23,14 @@ from benchmarks.landscapes.methods import METHODS, REFERENCE
 from benchmarks.landscapes.simulator import SimulatedRuns
 from benchmarks.reporting import markdown_table
 from biotune.evolution.candidate import Candidate
+from biotune.finetuning.fitness import TrainingTask, evaluate
 from pipeline.evolving.confirmation import Confirmation
 from pipeline.evolving.loop import EvaluatedCandidate, SearchResult
 from pipeline.params import SearchParams, load_params
+from pipeline.trials.machine import training_settings
+
+MORE_SEEDS = range(5000, 5008)
+"""Training seeds that no search has: their mean says what a candidate is worth on its images."""
 
 ORIGINS = ("recipe", "scan", "combination", "random", "bred")
 
@@ -62,8 +67,9 @@ class Row:
         bred: candidates of generation 1 or later with a plan that was not told before.
         bred_elites: those of them that were among the best elites' number when their generation
             was over.
-        deserving: those of them that beat in the mean what they had to beat: the worst elite, or a
-            trial its parent.
+        deserving: those of them that would have become an elite by the mean of
+            :data:`MORE_SEEDS` on the same images, whatever their own score: which beats that of
+            the worst elite then.
         deserving_stopped: those of these that were stopped.
         seconds: that the simulation took.
     """
@@ -113,7 +119,7 @@ def run(experiment: Experiment, section: SearchParams) -> Row:
         evolution_seconds=evolution,
         confirmation_seconds=runs.workers.cpu_seconds - evolution,
         runs=runs.workers.runs,
-        **whom_racing_stops(result, landscape, section.elites),
+        **whom_racing_stops(result, landscape, section, experiment.replicate),
         seconds=seconds,
     )
 
@@ -125,19 +131,24 @@ def origin_of(winner: Confirmation) -> str:
 
 
 def whom_racing_stops(
-    result: SearchResult, landscape: SimulatedLandscape, elites: int
+    result: SearchResult, landscape: SimulatedLandscape, section: SearchParams, replicate: int
 ) -> dict[str, int]:
     """The last counts of a :class:`Row`, by what was told."""
-    by_id = {told.candidate.id: told.candidate for told in result.evaluated}
+    deviations = landscape.deviations(replicate)
+    settings = training_settings(section)
     counts = dict.fromkeys(("bred", "bred_elites", "deserving", "deserving_stopped"), 0)
     for told in result.evaluated:
         candidate = told.candidate
         if candidate.generation == 0 or told.repeat_of is not None:
             continue
-        before = _best(result.evaluated, candidate.generation - 1, elites)
-        after = _best(result.evaluated, candidate.generation, elites)
-        rival = by_id[candidate.parents[0]] if candidate.role == "trial" else before[-1]
-        deserves = landscape.validation(candidate.plan) > landscape.validation(rival.plan)
+        exploited = candidate.role != "trial"  # its generation's trials are told before it is bred
+        before = _best(result.evaluated, candidate, section.elites, trials=exploited)
+        after = _best(result.evaluated, candidate, section.elites)
+        curves = [
+            landscape.curve(TrainingTask(candidate.plan, seed, settings), deviations)
+            for seed in MORE_SEEDS
+        ]
+        deserves = evaluate(curves).fitness < before[-1].fitness
         counts["bred"] += 1
         counts["bred_elites"] += candidate in after
         counts["deserving"] += deserves
@@ -146,11 +157,28 @@ def whom_racing_stops(
 
 
 def _best(
-    evaluated: Iterable[EvaluatedCandidate], generation: int, count: int
+    evaluated: Iterable[EvaluatedCandidate],
+    candidate: Candidate,
+    count: int,
+    *,
+    trials: bool | None = None,
 ) -> Sequence[Candidate]:
-    """The best distinct plans told up to a generation's end."""
-    told = [e.candidate for e in evaluated if e.repeat_of is None]
-    told = [candidate for candidate in told if candidate.generation <= generation]
+    """The best distinct plans told before a candidate was bred, by their own scores.
+
+    Args:
+        trials: whether the trials of its generation are among them; None: all of its generation.
+    """
+    told = [
+        e.candidate
+        for e in evaluated
+        if e.repeat_of is None
+        and e.candidate.generation <= candidate.generation
+        and (
+            e.candidate.generation < candidate.generation
+            or trials is None
+            or (trials and e.candidate.role == "trial")
+        )
+    ]
     return sorted(told, key=lambda candidate: candidate.rank_key)[:count]
 
 
