@@ -17,7 +17,6 @@ from pipeline.artifacts import check_writable, write_csv, write_json
 from pipeline.best_plan import write_best_plan
 from pipeline.evolving.confirmation import (
     CLEAR_LEAD,
-    CONFIRMATION_SEEDS,
     Confirmation,
     confirm,
     contenders,
@@ -82,6 +81,7 @@ def run(params: Params, *, prepared: Path, files: SearchFiles) -> SearchResult:
             progress.end_early(reason, len(evaluated))
         chosen = contenders(optimizer, section, blocks)
         confirmed = [progress.confirm(plan) for plan in confirm(chosen, section, runs)]
+        progress.finish()
         result = search_result(evaluated, confirmed)
         summary = evolution_summary(optimizer, result)
         headline = _headline(result, summary, sum(sizes.values()))
@@ -131,11 +131,15 @@ class _Progress:
         self.tracked.tags({"biotune.early_end": reason})
 
     def confirm(self, plan: Confirmation) -> Confirmation:
-        self._count(len(plan.runs), CONFIRMATION_SEEDS)
+        self._count(len(plan.runs), len(plan.runs))
         accuracy = percent(1 - plan.evaluation.fitness, 2)
         dropped = f", dropped after {len(plan.runs)} seeds" if plan.dropped else ""
         self.bar.write(f"confirmed {plan.name}: validation score {accuracy}{dropped}")
         return plan
+
+    def finish(self) -> None:
+        """Nothing more is to come, though fewer plans or seeds were confirmed than may have been."""
+        self._count(0, self.planned - self.bar.n)
 
     def _count(self, done: int, planned: int) -> None:
         """Runs that racing or an early end saved are no longer to come."""
