@@ -138,8 +138,8 @@ class _Progress:
         return plan
 
     def finish(self) -> None:
-        """Nothing more is to come, though fewer plans or seeds were confirmed than may have been."""
-        self._count(0, self.planned - self.bar.n)
+        """Nothing more is to come, though fewer runs were confirmed with than may have been."""
+        self._count(0, self.planned - int(self.bar.n))
 
     def _count(self, done: int, planned: int) -> None:
         """Runs that racing or an early end saved are no longer to come."""
