@@ -405,6 +405,33 @@ def test_with_a_scan_the_first_generation_is_held_against_its_best(params: Searc
     assert {run.task.must_reach != () for told in new for run in told.runs} == {True}
 
 
+def test_all_of_a_later_generation_are_held_against_the_worst_elite_and_leniently(
+    params: SearchParams,
+) -> None:
+    search = new_search(params, BLOCKS)
+    worst: dict[int, float] = {}
+
+    def answer(task: TrainingTask) -> LearningCurve:
+        waiting = [candidate for candidate in search.ask() if candidate.plan == task.plan]
+        elites = search.standing_elites
+        worst.update((c.id, max(e.fitness for e in elites)) for c in waiting if elites)
+        return rising(0.95 - 0.08 * len(task.plan.trained_blocks) - 0.01 * (task.seed % 2))
+
+    result = whole_search(params, Trainings(answer), search=search)
+    stopped = [
+        told.candidate
+        for told in result.evaluated
+        if told.candidate.generation and told.candidate.evaluation.outcome == "stopped"
+    ]
+    for role, origin in (("trial", "exploitation"), ("score", "offspring")):
+        held = [c for c in stopped if (c.role, c.origin) == (role, origin)]
+        limits = np.array([(1 + LUCK) * worst[candidate.id] for candidate in held])
+        fitness = np.array([candidate.fitness for candidate in held])
+        assert (fitness >= limits).all()
+        # Who was stopped, but would have come to more, is told just what it needed.
+        assert (fitness == limits).any()
+
+
 def test_nobody_is_stopped_without_racing(params: SearchParams) -> None:
     full, _ = search_with(params.model_copy(update={"racing": False}))
     assert {c.candidate.evaluation.outcome for c in full.evaluated} == {"finished"}
