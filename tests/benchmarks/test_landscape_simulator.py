@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.landscapes.campaign import ORIGINS, Experiment, run, summarise
 from benchmarks.landscapes.landscape import SimulatedLandscape
-from benchmarks.landscapes.methods import METHODS, searched
+from benchmarks.landscapes.methods import METHODS, REFERENCE, searched
 from benchmarks.landscapes.simulator import SimulatedRuns
 from benchmarks.landscapes.surrogate import LEAST_R2, LEAST_RHO, Recorded, cross_validated
 from benchmarks.rivals import BATCH, RandomSampler, Rival
@@ -20,6 +20,7 @@ from biotune.evolution.recipes import recipes
 from biotune.finetuning.fitness import TrainingTask
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.plan import FineTunePlan
+from pipeline.evolving.confirmation import most_runs
 from pipeline.evolving.loop import new_search
 from pipeline.params import SearchParams, load_params
 
@@ -158,14 +159,21 @@ def test_a_whole_search_finds_a_good_plan_and_counts_each_run_once(
     digits: SimulatedLandscape, section: SearchParams
 ) -> None:
     runs = SimulatedRuns([digits], 0)
-    result = searched(new_search(section, digits.blocks), section, digits.blocks, runs)
+    search = new_search(section, digits.blocks)
+    result, evolution = searched(search, section, digits.blocks, runs)
     fresh = {
         run.task: run.curve
         for group in (*result.evaluated, *result.confirmations)
         for run in group.runs
         if not run.from_store
     }
-    assert runs.workers.runs == len(fresh) <= 46 + 20
+    assert len(fresh) <= search.planned_evaluations + most_runs(section) == 32 + 17
+    assert runs.workers.runs == len(fresh)
+    of_search = [
+        run.curve.seconds for told in result.evaluated for run in told.runs if not run.from_store
+    ]
+    assert evolution == pytest.approx(sum(of_search))
+    assert evolution < runs.workers.cpu_seconds
     assert runs.workers.epochs == sum(len(curve.validation_score) for curve in fresh.values())
     assert runs.workers.cpu_seconds == pytest.approx(sum(c.seconds for c in fresh.values()))
     assert 0.9 < digits.truth(result.winner.plan) <= digits.best_truth
@@ -198,12 +206,18 @@ def test_a_campaign_says_what_each_method_found_at_which_cost(section: SearchPar
     by_method = {method: [row for row in rows if row.method == method] for method in METHODS}
     for rival in ("random", "tpe", "cma_es"):
         assert all(abs(row.evolution_seconds - budget) < 6 for row in by_method[rival])
+    for row in by_method["today"]:
+        assert budget <= row.evolution_seconds < budget + 12
     stopped = {m: sum(row.deserving_stopped for row in group) for m, group in by_method.items()}
-    assert stopped["today"] > 0 == stopped["full"]
+    assert stopped["today"] > 0 == stopped["screened, nobody stopped"]
+    bred = {m: sum(row.bred for row in group) for m, group in by_method.items()}
+    assert bred[REFERENCE] < bred["screened, 3 generations"]
     table = summarise([*rows, *(replace(row, landscape="another") for row in rows)])
     places = [row["landscape"] for row in table]
     assert places == [place for place in ("digits32", "another", "all") for _ in METHODS]
-    assert table[0]["against today"] == ""
+    assert table[0]["method"] == REFERENCE
+    assert table[0][f"against {REFERENCE}"] == ""
+    assert any(row[f"against {REFERENCE}"] for row in table)
     assert _means(table, "digits32") == _means(table, "all") != {}
 
 

@@ -93,8 +93,13 @@ def test_todays_search_breeds_until_its_seconds_are_spent(budget: float) -> None
 
 
 def test_generation_0_spends_what_breeding_took_on_further_seeds_of_its_best() -> None:
-    founders, _ = run_arm("generation 0", 0.0)
-    assert founders.evolution_seconds == 16 * 8 * EPOCH_SECONDS
+    founders, first = run_arm("generation 0", 0.0)
+    searched = {task for task in first if task.division.resampled is None}
+    lengths = {task: len(trained(task).validation_score) for task in searched}
+    assert len(lengths) == 16
+    assert {lengths[task] for task in searched if not any(task.must_reach)} == {8}
+    assert any(length < 8 for length in lengths.values())  # stopped, held against the scan
+    assert founders.evolution_seconds == EPOCH_SECONDS * sum(lengths.values())
     budget = founders.evolution_seconds + 15.5 * 8 * EPOCH_SECONDS
     found, tasks = run_arm("generation 0", budget)
     repeated = [task for task in tasks if task.seed >= FIRST_REPEAT]

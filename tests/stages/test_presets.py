@@ -106,7 +106,7 @@ def test_a_paper_preset_is_the_published_setting(name: str) -> None:
     assert (search.epochs, search.patience, search.batch_size) == (30, 3, 96)
     assert (search.base_lr, search.training_seeds) == (0.001, [0, 1, 2])
     assert search.rescore_elites
-    assert not any((search.seed_recipes, search.surgical_scan, search.racing))
+    assert not any((search.seed_recipes, search.surgical_scan, search.screening, search.racing))
     assert (search.head, search.reproduction) == ("evolved", "sequential")
     assert (search.metric, search.augment) == ("balanced_accuracy", "none")
 

@@ -58,7 +58,9 @@ def test_with_folds_a_plan_that_fails_on_its_first_seed_gets_no_others(
     default_params: Params,
 ) -> None:
     """Also in a batch that is held against nothing, because the fold has just changed."""
-    params = changed(default_params, folds=2, training_seeds=[0, 1, 2], surgical_scan=False)
+    params = changed(
+        default_params, folds=2, training_seeds=[0, 1, 2], surgical_scan=False, screening=False
+    )
     failed = LearningCurve((), (), (), 10, "diverged", 0.1)
     trainings = Trainings(lambda task: middle_is_best(task) if task.plan["stem"] else failed)
     result = whole_search(params, trainings)
@@ -152,10 +154,15 @@ def test_the_best_recipe_is_always_confirmed_beside_the_top_k(default_params: Pa
 def test_without_recipes_in_the_search_full_fine_tuning_is_the_one_to_beat(
     default_params: Params,
 ) -> None:
-    result = whole_search(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
+    params = changed(default_params, seed_recipes=False, surgical_scan=False)
+    result = whole_search(params, Trainings(middle_is_best))
     assert result.best_recipe.candidate is None
     assert result.best_recipe.name == "full 1x"
     assert set(result.best_recipe.plan.values()) == {1.0}
+    scanned = whole_search(changed(default_params, seed_recipes=False), Trainings(middle_is_best))
+    assert scanned.best_recipe.name == "middle alone 5x"
+    assert scanned.best_recipe.candidate is not None
+    assert scanned.best_recipe.candidate.origin == "scan:middle"
 
 
 def test_a_plan_that_comes_again_is_not_trained_again(default_params: Params) -> None:
@@ -250,7 +257,9 @@ def test_racing_gives_no_more_than_two_fresh_seeds_to_a_plan_that_does_not_lead(
     dropped = [confirmation for confirmation in result.confirmations if confirmation.dropped]
     assert dropped
     assert result.confirmations[-len(dropped) :] == tuple(dropped)
-    assert {len(confirmation.runs) for confirmation in dropped} == {2}
+    # Of five plans three are dropped after the first, and one after the second.
+    assert sorted(len(confirmation.runs) for confirmation in dropped) == [1, 1, 1, 2, 2]
+    assert sum(confirmation.plan["middle"] == 5.97 for confirmation in dropped) == 1
     assert result.winner is result.best_recipe
     assert len(result.best_recipe.runs) == 2
     in_full = whole_search(
@@ -277,18 +286,26 @@ def test_racing_goes_on_with_the_best_of_several_leaders_alone(default_params: P
     result = whole_search(params, Trainings(answer))
     leaders = [confirmation for confirmation in result.confirmations if not confirmation.recipe]
     assert len(leaders) > 1
-    assert [len(leader.runs) for leader in leaders] == [5, *[2] * (len(leaders) - 1)]
+    assert [len(leader.runs) for leader in leaders] == [5, 2, 1, 1, 1]
+    both = [set(leader.plan.frozen_blocks) == {"middle"} for leader in leaders]
+    assert both == [True, True, False, False, False]
     assert len(result.best_recipe.runs) == 5
 
 
 @pytest.mark.parametrize(
-    ("training_seeds", "fresh"), [([0], [5, 2, 2]), ([0, 1], [5, 1, 1]), ([0, 1, 2], [5])]
+    ("training_seeds", "fresh"),
+    [([0], [5, 2, 1, 1, 1]), ([0, 1], [5, 1, 1]), ([0, 1, 2], [5, 1, 1])],
 )
-def test_racing_picks_the_plan_to_confirm_by_three_seeds_of_the_search_or_fresh(
+def test_racing_picks_the_plan_to_confirm_by_all_seeds_of_the_search_and_fresh_ones(
     default_params: Params, training_seeds: list[int], fresh: list[int]
 ) -> None:
     params = changed(
-        default_params, population=40, generations=0, training_seeds=training_seeds, racing=True
+        default_params,
+        population=40,
+        generations=0,
+        training_seeds=training_seeds,
+        racing=True,
+        surgical_scan=False,
     )
     names: list[str] = []
 

@@ -99,24 +99,26 @@ def test_the_spread_of_seeds_is_pooled_over_the_candidates_and_unbiased() -> Non
 
 
 def test_a_forecast_is_of_the_epochs_that_it_is_named_for() -> None:
-    """After two epochs errors tell the end; after one and after three all are alike."""
+    """After three epochs errors tell the end; after two and after four all are alike."""
     curves = []
     for so_far in np.geomspace(0.1, 0.4, 14):
         end = math.exp(0.5 * math.log(so_far) - 3)
-        tail = (0.04, 0.04, 0.04, end - SMALLEST_ERROR)
-        curves.append(shown(0.9, so_far - SMALLEST_ERROR, *tail))
-    forecast = forecast_after(curves, 2)
+        tail = (0.04, 0.04, end - SMALLEST_ERROR)
+        curves.append(shown(0.9, 0.9, so_far - SMALLEST_ERROR, *tail))
+    forecast = forecast_after(curves, 3)
     assert forecast is not None
     assert (forecast.slope, forecast.offset) == (pytest.approx(0.5), pytest.approx(-3))
+    assert forecast.best_offset == pytest.approx(-3)
     search, others = second_generation(folds=1)
     history = [told(others[0], *curves)]
     held = start_race(search.ask(), search.standing_elites, history, FULL, 2)
     assert held.forecasts == tuple(forecast_after(curves, done) for done in range(1, EPOCHS))
-    assert held.forecasts[0] is None
+    assert [known is None for known in held.forecasts] == [True, True, False, False, False]
 
 
 def test_a_run_is_judged_by_the_forecast_of_its_last_epoch() -> None:
-    halves, tenths = Forecast(1.0, math.log(0.5)), Forecast(1.0, math.log(0.1))
+    halves = Forecast(1.0, math.log(0.5), math.log(0.4))
+    tenths = Forecast(1.0, math.log(0.1), math.log(0.05))
     candidate = BioTune(BLOCKS, population=8, elites=2).ask()[7]
     held = Race(
         FULL,
@@ -129,5 +131,5 @@ def test_a_run_is_judged_by_the_forecast_of_its_last_epoch() -> None:
     assert held.stopped(candidate, [run]).fitness == pytest.approx(expected)
     first, second, third = held.must_reach(candidate, [])
     assert first == 0.0
-    assert 1 - second == pytest.approx((0.01 + SMALLEST_ERROR) / 0.5 - SMALLEST_ERROR)
-    assert 1 - third == pytest.approx((0.01 + SMALLEST_ERROR) / 0.1 - SMALLEST_ERROR)
+    assert 1 - second == pytest.approx((0.01 + SMALLEST_ERROR) / 0.4 - SMALLEST_ERROR)
+    assert 1 - third == pytest.approx((0.01 + SMALLEST_ERROR) / 0.05 - SMALLEST_ERROR)
