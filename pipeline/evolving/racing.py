@@ -236,7 +236,8 @@ def start_race(
     of_fold = [(candidate, runs) for candidate, runs in told if candidate.fold == batch[0].fold]
     whole = [(candidate, runs) for candidate, runs in of_fold if candidate.finished]
     comparable = all(elite.fold == batch[0].fold for elite in elites)
-    if not elites or not comparable or not whole:
+    vacant = any(elite.failed for elite in elites)  # whoever finishes is better
+    if not elites or not comparable or vacant or not whole:
         later = any(candidate.generation for candidate in batch)
         # One more than there are elites: the best of those that are not elites breeds, too.
         return Race(full, len(batch) if later else places + 1)

@@ -285,6 +285,21 @@ def test_with_a_scan_the_initial_population_must_come_near_the_scans_best() -> N
     assert held.places == 2
 
 
+@pytest.mark.parametrize("outcome", ["diverged", "infeasible"])
+def test_where_an_elite_has_failed_nobody_is_held_against_it(outcome: Any) -> None:
+    search = BioTune(BLOCKS, population=6, elites=2, surgical_scan=True)
+    pairs = told(search, [rising(accuracy) for accuracy in (0.6, 0.8, 0.7, 0.75)])
+    best, second = search.standing_elites
+    failed = replace(second, evaluation=Evaluation(1.0, outcome=outcome))
+    full, founders = full_training(3), search.ask()
+    assert start_race(founders, [best, failed], pairs, full, 2) == Race(full, places=3)
+    later = [replace(founder, generation=1) for founder in founders]
+    assert start_race(later, [best, failed], pairs, full, 2) == Race(full, places=6)
+    estimated = replace(second, evaluation=Evaluation(0.3, outcome="stopped"))
+    held = start_race(founders, [best, estimated], pairs, full, 2)
+    assert set(held.needed.values()) == {(1 + LUCK) * 0.3}
+
+
 def test_scores_of_another_fold_race_nobody() -> None:
     search = BioTune(BLOCKS, population=8, elites=2, folds=2)
     pairs = told(search, [rising(0.7)] * 8)
