@@ -50,10 +50,9 @@ class BioTune:
         reproduction: see :data:`ReproductionMode`.
         surgical_scan: score each block alone before the initial population, which then holds the
             best blocks together; see :mod:`~biotune.evolution.initial`. B+1 further evaluations.
-        screening: breed many for each place, score those that a model of the scores so far finds
-            promising, and rank by that model; see :mod:`~biotune.evolution.screening`. With
-            ``seed_recipes``, recipes that were not tried compete with the children. None: as
-            published.
+        screening: breed many for each place, and score those that a model of the scores so far
+            finds promising; see :mod:`~biotune.evolution.screening`. With ``seed_recipes``,
+            recipes that were not tried compete with the children. None: as published.
 
     Attributes:
         expected_gain: with ``screening``, after a complete generation: by how much the best plan

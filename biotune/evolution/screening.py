@@ -11,6 +11,7 @@ confirms several plans by fresh seeds: those that a model ranks first are much a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -103,16 +104,20 @@ class ModelScreen:
     def __init__(self, settings: Screening, candidates: Iterable[Candidate]) -> None:
         self._settings = settings
         asked = list(candidates)
-        told = [candidate for candidate in asked if candidate.evaluation is not None]
-        worst = max(candidate.fitness for candidate in told if has_result(candidate))
+        self._told = [candidate for candidate in asked if candidate.evaluation is not None]
         self._taken = {candidate.plan for candidate in asked}
-        self._model = PlanModel.fit(
+        self._believed: PlanModel | None = None  # as if the plans that were chosen had been told
+
+    @cached_property
+    def _model(self) -> PlanModel:
+        """Fitted when first asked: not all who judge by their own scores need it."""
+        told = self._told
+        worst = max(candidate.fitness for candidate in told if has_result(candidate))
+        return PlanModel.fit(
             [candidate.plan for candidate in told],
             [candidate.fitness if has_result(candidate) else worst for candidate in told],
             [candidate.fold for candidate in told],
         )
-        self._believed = self._model  # as if the plans that were chosen had been told
-        self._finished = [candidate.plan for candidate in told if candidate.finished]
 
     @property
     def proposals(self) -> int:
@@ -127,14 +132,15 @@ class ModelScreen:
         left = list(range(len(proposals)))
         chosen: list[int] = []
         while left and len(chosen) < count:
-            mean, deviation = self._believed.predict([proposals[index] for index in left])
+            believed = self._believed or self._model
+            mean, deviation = believed.predict([proposals[index] for index in left])
             bounds = np.round(mean - self._settings.optimism * deviation, DECIMALS).tolist()
             taken = [proposals[index] in self._taken for index in left]
             index = min(zip(taken, bounds, left, strict=True))[-1]
             left.remove(index)
             chosen.append(index)
             self._taken.add(proposals[index])
-            self._believed = self._believed.believing(proposals[index])
+            self._believed = believed.believing(proposals[index])
         return chosen
 
     def judged(self, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -159,9 +165,10 @@ class ModelScreen:
 
         None before any has finished. Plans that the search has asked for before gain nothing.
         """
-        if not self._finished:
+        finished = [candidate.plan for candidate in self._told if candidate.finished]
+        if not finished:
             return None
-        best = float(self._model.predict(self._finished)[0].min())
+        best = float(self._model.predict(finished)[0].min())
         new = [plan for plan in proposals if plan not in self._taken]
         gains = expected_gain(best, *self._model.predict(new)).tolist() if new else []
         return round(max(gains, default=0.0), DECIMALS)
