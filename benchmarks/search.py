@@ -40,7 +40,7 @@ from benchmarks.comparison.repetition import Repetition
 from benchmarks.comparison.report import report
 from benchmarks.comparison.rows import COLUMNS, TESTED, Row, Table
 from benchmarks.reporting import PRECISIONS, compute_of, describe_machine, one_line
-from benchmarks.trainers import OutOfTime, TrainingProcesses
+from benchmarks.trainers import OutOfTime, TrainingProcesses, running_options
 from biotune.data import PreparedImages
 from biotune.finetuning.backbones import block_sizes, weights_identity
 from biotune.finetuning.hardware import instruction_set
@@ -231,13 +231,7 @@ def _code() -> str:
     type=click.IntRange(1),
     help="Of each run of the earlier search, whatever the params file says.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs side by side.  [default: all cores]")
-@click.option("--nice", default=0, show_default=True, type=click.IntRange(0, 19))
-@click.option(
-    "--limit-seconds",
-    type=click.FloatRange(0, min_open=True),
-    help="Start no run after so long; those that are running end.",
-)
+@running_options
 @click.option("--work", type=click.Path(path_type=Path), default=Path(".biotune/search_benchmark"))
 @click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+import click
 
 from benchmarks.held_out import HeldOutScores, train_and_test
 from biotune.finetuning.fitness import Trainer, TrainingTask
@@ -20,6 +22,26 @@ from pipeline.trials.jobs import Job, Outcome
 from pipeline.trials.worker import TrainerSetup, start_trainer
 
 _trainer: Trainer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def running_options(command: Command) -> Command:
+    """``--workers``, ``--nice`` and ``--limit-seconds`` of a command that trains for long."""
+    options = (
+        click.option(
+            "--workers", type=click.IntRange(1), help="Runs side by side.  [default: all cores]"
+        ),
+        click.option("--nice", default=0, show_default=True, type=click.IntRange(0, 19)),
+        click.option(
+            "--limit-seconds",
+            type=click.FloatRange(0, min_open=True),
+            help="Start no run after so long; those that are running end.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def start_worker(setup: TrainerSetup, nice: int) -> None:

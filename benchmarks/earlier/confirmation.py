@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.earlier.racing import cost_rank
 from biotune.data.division import Division
 from biotune.evolution.candidate import Candidate
 from biotune.evolution.protocol import Optimizer
 from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
+from pipeline.evolving.racing import cost_rank
 from pipeline.trials.runs import Runs, TrainingRun, at_once, follow
 
 CONFIRMATION_SEEDS = 5

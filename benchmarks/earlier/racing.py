@@ -21,6 +21,7 @@ from biotune.finetuning.fitness import TrainingTask, evaluate
 from biotune.finetuning.learning_curve import LearningCurve
 from biotune.finetuning.training import TrainingSettings
 from biotune.plan import Evaluation, FineTunePlan
+from pipeline.evolving.racing import cost_rank
 from pipeline.trials.runs import Runs, TrainingRun, at_once, follow
 
 LEAST_SLOPE = 0.2
@@ -189,9 +190,3 @@ def evolve(
             candidate = search.tell(batch[key], race.evaluation(batch[key], run.curve))
             told[key] = candidate, run
             yield candidate
-
-
-def cost_rank(task: TrainingTask) -> tuple[int, int]:
-    """Sorts tasks, the longest first: those that train the earliest blocks, then the most."""
-    trained = [multiplier is not None for multiplier in task.plan.values()]
-    return (trained.index(True), -sum(trained))

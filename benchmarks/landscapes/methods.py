@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from benchmarks.comparison.arms import TODAY_ELITES, TODAY_POPULATION, TODAY_TOP
 from benchmarks.earlier import confirmation as earlier_confirmation
 from benchmarks.earlier import racing as earlier
 from benchmarks.landscapes.simulator import SimulatedRuns
@@ -70,8 +71,8 @@ def today(generations: int) -> Method:
         settings = training_settings(section)
         optimizer = BioTune(
             blocks,
-            population=6,
-            elites=2,
+            population=TODAY_POPULATION,
+            elites=TODAY_ELITES,
             generations=generations,
             seed=section.seed,
             surgical_scan=True,
@@ -90,7 +91,7 @@ def today(generations: int) -> Method:
         ]
         spent = runs.workers.cpu_seconds
         fresh = range(1, 1 + earlier_confirmation.CONFIRMATION_SEEDS)
-        winner, recipe = earlier_confirmation.confirm(optimizer, 3, settings, fresh, runs)
+        winner, recipe = earlier_confirmation.confirm(optimizer, TODAY_TOP, settings, fresh, runs)
         confirmed = [
             Confirmation(c.name, c.plan, c.candidate, c.recipe, c.evaluation, tuple(c.runs))
             for c in ([recipe] if winner is recipe else [winner, recipe])

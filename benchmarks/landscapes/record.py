@@ -16,7 +16,7 @@ from benchmarks.held_out import scores_on_test
 from benchmarks.landscapes.plans import Landscape, Run
 from benchmarks.landscapes.recording import RecordedRun, Recording, open_recording
 from benchmarks.reporting import PRECISIONS, compute_of, describe_machine, one_line
-from benchmarks.trainers import start_worker, timed, trainer
+from benchmarks.trainers import running_options, start_worker, timed, trainer
 from biotune.data import PreparedImages
 from biotune.finetuning.backbones import block_sizes
 from biotune.finetuning.hardware import instruction_set
@@ -108,13 +108,7 @@ def record(
     type=click.IntRange(0),
     help="How often 20 plans are bred from the best so far; as --uniform.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs side by side.  [default: all cores]")
-@click.option("--nice", default=0, show_default=True, type=click.IntRange(0, 19))
-@click.option(
-    "--limit-seconds",
-    type=click.FloatRange(0, min_open=True),
-    help="Start no run after so long; those that are running end.",
-)
+@running_options
 @click.option("--runs", type=click.IntRange(1), help="Start at most so many runs.")
 def main(
     prepared: Path,
